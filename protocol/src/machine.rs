@@ -1,0 +1,295 @@
+//! Runtime <-> VMM: one JSON message per `SOCK_SEQPACKET` packet, file
+//! descriptors beside it by `SCM_RIGHTS`.
+//!
+//! ```text
+//! runtime                                bulkhead-vmm
+//!    |  Boot(MachineConfig) + fds  ------>  | builds the jail and the machine
+//!    |  <------  Event::Running(Timings)    | vCPUs run
+//!    |  <------  Event::GuestConnect + fd   | the agent dialled READY_PORT
+//!    |  Pause / Resume / ...       ------>  |
+//!    |  <------  Reply                      |
+//!    |  <------  Event::Exited(ExitReason)  | last message; then the process ends
+//! ```
+//!
+//! When the runtime's end closes, the VMM ends: no VMM outlives its supervisor.
+
+use serde::{Deserialize, Serialize};
+
+/// Descriptor number of the control socket in the VMM process.
+pub const CONTROL_FD: i32 = 3;
+
+/// Descriptors that one packet can carry (SCM_MAX_FD of the kernel).
+pub const MAX_FDS: usize = 253;
+
+/// Largest control packet in bytes, either way.
+pub const MAX_PACKET: usize = 160 << 10;
+
+/// Index into the descriptors that came with the message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct FdIndex(pub u32);
+
+/// Everything that a machine is made of.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MachineConfig {
+    /// [`crate::PROTOCOL_VERSION`] of the sender.
+    pub version: u32,
+    /// Name in messages and in the host name of the VMM's UTS namespace.
+    pub id: String,
+    /// Guest memory in MiB.
+    pub memory_mib: u32,
+    /// Virtual CPUs, all online at boot.
+    pub vcpus: u8,
+    /// An open /dev/kvm.
+    pub kvm: FdIndex,
+    /// The guest kernel: an uncompressed ELF.
+    pub kernel: FdIndex,
+    /// An uncompressed cpio archive that holds the agent as /init.
+    pub initrd: FdIndex,
+    /// Words added to the kernel's command line.
+    #[serde(default)]
+    pub cmdline: Vec<String>,
+    /// Where the guest's early console goes; without it, only its last lines
+    /// are kept, for [`ExitReason::GuestPanic`].
+    #[serde(default)]
+    pub console: Option<FdIndex>,
+    /// Listening Unix stream socket for host-to-guest vsock connections.
+    #[serde(default)]
+    pub vsock_listener: Option<FdIndex>,
+    /// Directories shared by the one virtio-fs device.
+    #[serde(default)]
+    pub shares: Vec<Share>,
+    /// Raw disks.
+    #[serde(default)]
+    pub disks: Vec<Disk>,
+    /// Memory balloon with free-page reporting.
+    #[serde(default)]
+    pub balloon: bool,
+}
+
+/// virtio-fs mount tag of the share tree.
+pub const FS_TAG: &str = "bulkhead";
+
+/// What the guest may assume of a share, and so may cache.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ShareKind {
+    /// Never changes while the machine lives: cached for ever.
+    Immutable,
+    /// Changed by this guest alone: cached, written through.
+    Private,
+    /// Others may change it at any time: close-to-open consistency.
+    Live,
+}
+
+impl ShareKind {
+    /// Directory of the share tree under which shares of this kind lie.
+    pub fn dir(self) -> &'static str {
+        match self {
+            ShareKind::Immutable => "immutable",
+            ShareKind::Private => "private",
+            ShareKind::Live => "live",
+        }
+    }
+}
+
+/// One directory (or single file) of the share tree. In the guest it appears as
+/// `<kind dir>/<name>` below the mount of [`FS_TAG`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Share {
+    /// One path component.
+    pub name: String,
+    /// Caching and writability.
+    pub kind: ShareKind,
+    /// A detached mount (open_tree, id-mapped by mount_setattr).
+    pub mount: FdIndex,
+    /// Whether `mount` is a single file.
+    #[serde(default)]
+    pub file: bool,
+    /// Refuse writes (the mount itself should be read-only as well).
+    #[serde(default)]
+    pub read_only: bool,
+}
+
+/// A virtio-blk device backed by a raw file.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Disk {
+    /// Serial number that the guest reads (at most 20 bytes).
+    pub serial: String,
+    /// The backing file, opened as `read_only` asks.
+    pub file: FdIndex,
+    /// Refuse writes.
+    #[serde(default)]
+    pub read_only: bool,
+}
+
+/// A message to the VMM.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Command {
+    /// Chosen by the runtime, repeated in the reply.
+    pub id: u64,
+    /// What to do.
+    pub request: Request,
+}
+
+/// What the runtime asks of the VMM.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Request {
+    /// Jail yourself, build the machine, run it. First request, once.
+    Boot(Box<MachineConfig>),
+    /// Stop all vCPUs at an instruction boundary.
+    Pause,
+    /// Let them run again.
+    Resume,
+    /// Ask the guest to give back memory: balloon size in MiB.
+    Balloon {
+        /// Target size.
+        mib: u32,
+    },
+    /// Counters of the machine.
+    Stats,
+    /// End at once; the guest is not asked.
+    Kill,
+}
+
+/// A message from the VMM.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FromVmm {
+    /// Answer to the command with this id.
+    Reply {
+        /// Of the command.
+        id: u64,
+        /// Outcome.
+        reply: Result<Reply, String>,
+    },
+    /// Something happened.
+    Event(Event),
+}
+
+/// A successful answer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Reply {
+    /// Done.
+    Done,
+    /// To [`Request::Stats`].
+    Stats(Stats),
+}
+
+/// Counters since boot.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Stats {
+    /// Per kind of exit ("io", "mmio", ...): how often a vCPU left the guest
+    /// for the VMM.
+    pub exits: std::collections::BTreeMap<String, u64>,
+    /// Requests that the virtio-fs device served.
+    pub fs_requests: u64,
+    /// Present size of the balloon in MiB.
+    pub balloon_mib: u32,
+    /// Bytes that free-page reporting gave back to the host.
+    pub reported_bytes: u64,
+}
+
+/// Something that happened in the VMM.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Event {
+    /// The vCPUs were started.
+    Running(Timings),
+    /// The guest connected to a host port; the stream's other end came with
+    /// this message.
+    GuestConnect {
+        /// Port that the guest asked for.
+        port: u32,
+    },
+    /// The machine is gone and the VMM is about to end.
+    Exited(ExitReason),
+}
+
+/// Microseconds since the process started, per stage of the boot recipe.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Timings {
+    /// (stage, microseconds since the VMM's start at the stage's end).
+    pub stages: Vec<(String, u64)>,
+}
+
+/// Why a machine ended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[serde(rename_all = "snake_case")]
+pub enum ExitReason {
+    /// The agent asked for power-off.
+    #[error("the guest powered off")]
+    PowerOff,
+    /// The guest's kernel panicked or restarted itself; the console's last
+    /// lines.
+    #[error("the guest kernel panicked; its last words:\n{console}")]
+    GuestPanic {
+        /// Last lines of the early console.
+        console: String,
+    },
+    /// A vCPU triple-faulted.
+    #[error("vCPU {vcpu} triple-faulted; the guest's last words:\n{console}")]
+    TripleFault {
+        /// Index of the vCPU.
+        vcpu: u8,
+        /// Last lines of the early console.
+        console: String,
+    },
+    /// KVM could not run the guest (KVM_EXIT_INTERNAL_ERROR,
+    /// KVM_EXIT_FAIL_ENTRY or an unknown exit).
+    #[error(
+        "KVM gave up on vCPU {vcpu}: {what}. This host's KVM cannot run this guest; \
+         `bulkhead doctor` tells whether it is emulated in software"
+    )]
+    KvmFailure {
+        /// Index of the vCPU.
+        vcpu: u8,
+        /// The exit and its data.
+        what: String,
+    },
+    /// A thread of the VMM failed or panicked.
+    #[error("{thread} failed: {message}")]
+    Internal {
+        /// Name of the thread.
+        thread: String,
+        /// What it said.
+        message: String,
+    },
+    /// [`Request::Kill`], or the runtime's end of the control socket closed.
+    #[error("the machine was killed by its supervisor")]
+    Killed,
+    /// The machine could not be built.
+    #[error("cannot start the machine: {stage}: {message}")]
+    Setup {
+        /// Stage of the boot recipe.
+        stage: String,
+        /// What failed.
+        message: String,
+    },
+}
+
+/// x86 I/O port of the power button: the agent writes one byte, any, and the
+/// machine is off. No ACPI, no i8042.
+pub const POWER_PORT: u16 = 0x600;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn messages_round_trip() {
+        let command = Command { id: 7, request: Request::Balloon { mib: 64 } };
+        let json = serde_json::to_string(&command).unwrap();
+        assert_eq!(json, r#"{"id":7,"request":{"balloon":{"mib":64}}}"#);
+        assert_eq!(serde_json::from_str::<Command>(&json).unwrap(), command);
+    }
+
+    #[test]
+    fn a_newer_peer_may_add_fields() {
+        let json = r#"{"event":{"guest_connect":{"port":5,"later":true}}}"#;
+        let message: FromVmm = serde_json::from_str(json).unwrap();
+        assert_eq!(message, FromVmm::Event(Event::GuestConnect { port: 5 }));
+    }
+}
