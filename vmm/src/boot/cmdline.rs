@@ -1,0 +1,81 @@
+//! The kernel's command line.
+
+use super::layout;
+
+/// Words that every guest gets, each with its reason.
+const BASE: &[&str] = &[
+    // The early console writes to the data register without probing a UART,
+    // and stays: no serial driver is in the kernel.
+    "earlyprintk=ttyS0,keep",
+    // Only errors and worse go there: a byte is a VM exit.
+    "quiet",
+    // A panic restarts at once, and a restart is a write to port 0x64, which
+    // the VMM reports as a panic; a triple fault stays distinguishable.
+    "panic=-1",
+    "reboot=k",
+    // The clock is kvm-clock or an invariant TSC; do not watch it for drift.
+    "tsc=reliable",
+    "no_timer_check",
+    // There is no PCI, no ACPI and no i8042 behind the ports.
+    "pci=off",
+    // PID 1.
+    "rdinit=/init",
+];
+
+/// Why there is no command line.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub enum CmdlineError {
+    /// Longer than the kernel reads.
+    #[error("the kernel command line has {0} bytes; the kernel reads {max}", max = layout::CMDLINE_MAX - 1)]
+    TooLong(usize),
+    /// Not printable ASCII.
+    #[error("the kernel parameter {0:?} holds a character that is not printable ASCII")]
+    Character(String),
+}
+
+/// The command line for `devices` virtio-mmio devices and `extra` words.
+///
+/// # Errors
+/// When it is too long or holds what the kernel cannot read.
+pub fn build(devices: usize, extra: &[String]) -> Result<String, CmdlineError> {
+    let mut words: Vec<String> = BASE.iter().map(|word| (*word).to_owned()).collect();
+    for index in 0..devices as u64 {
+        let (address, irq) = device_slot(index);
+        words.push(format!("virtio_mmio.device=4K@{address:#x}:{irq}"));
+    }
+    words.extend_from_slice(extra);
+    for word in &words {
+        if !word.bytes().all(|byte| (0x20..0x7f).contains(&byte)) {
+            return Err(CmdlineError::Character(word.clone()));
+        }
+    }
+    let line = words.join(" ");
+    if line.len() >= layout::CMDLINE_MAX {
+        return Err(CmdlineError::TooLong(line.len()));
+    }
+    Ok(line)
+}
+
+/// (guest address, IOAPIC pin) of the virtio-mmio device number `index`.
+pub fn device_slot(index: u64) -> (u64, u32) {
+    (layout::MMIO + index * layout::MMIO_WINDOW, layout::FIRST_IRQ + index as u32)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn devices_are_announced() {
+        let line = build(2, &["initcall_debug".into()]).unwrap();
+        assert!(line.contains("virtio_mmio.device=4K@0xd0000000:5"));
+        assert!(line.contains("virtio_mmio.device=4K@0xd0001000:6"));
+        assert!(line.ends_with("initcall_debug"));
+    }
+
+    #[test]
+    fn what_the_kernel_cannot_read_is_refused() {
+        assert!(matches!(build(0, &["x".repeat(4096)]), Err(CmdlineError::TooLong(_))));
+        assert!(matches!(build(0, &["a\nb".into()]), Err(CmdlineError::Character(_))));
+    }
+}

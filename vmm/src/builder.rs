@@ -1,0 +1,256 @@
+//! The boot recipe: from a description and descriptors to a machine that stands
+//! at the kernel's entry. One flat list of steps; each is timed.
+
+use std::fs::File;
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Instant;
+
+use protocol::machine::{FdIndex, MachineConfig, POWER_PORT, Timings};
+
+use crate::boot::{cmdline, kernel, layout, mptable, paging};
+use crate::control::Control;
+use crate::devices::bus::{Bus, BusBuilder};
+use crate::devices::console::{CONSOLE_PORT, CONSOLE_PORTS, Console};
+use crate::devices::power::{I8042_COMMAND_PORT, PowerButton, ResetPort};
+use crate::ending::{Ending, Reporter};
+use crate::event_loop::EventLoop;
+use crate::jail::{self, Filters, ThreadKind};
+use crate::kvm::Vm;
+use crate::machine::Machine;
+use crate::memory;
+use crate::vcpu::{self, ExitCounters, VcpuContext, VcpuHandle, probe, setup};
+
+mod devices;
+
+pub use devices::{Devices, Loops};
+
+/// A stage that failed, in words.
+#[derive(Debug, thiserror::Error)]
+#[error("{stage}: {message}")]
+pub struct BuildError {
+    /// Name of the stage.
+    pub stage: &'static str,
+    /// What failed there.
+    pub message: String,
+}
+
+/// For `map_err`: the whole chain of causes in one line.
+fn at(stage: &'static str) -> impl Fn(&dyn std::error::Error) -> BuildError {
+    move |error| {
+        let mut message = error.to_string();
+        let mut source = error.source();
+        while let Some(cause) = source {
+            message = format!("{message}: {cause}");
+            source = cause.source();
+        }
+        BuildError { stage, message }
+    }
+}
+
+/// The descriptors that came with the description, each taken once.
+pub struct Fds(Vec<Option<OwnedFd>>);
+
+impl Fds {
+    /// Takes them over.
+    pub fn new(fds: Vec<OwnedFd>) -> Fds {
+        Fds(fds.into_iter().map(Some).collect())
+    }
+
+    /// The descriptor at `index`.
+    ///
+    /// # Errors
+    /// When there is none, or it was taken.
+    pub fn take(&mut self, index: FdIndex) -> Result<OwnedFd, BuildError> {
+        self.0.get_mut(index.0 as usize).and_then(Option::take).ok_or_else(|| BuildError {
+            stage: "description",
+            message: format!("descriptor {} was not sent, or is used twice", index.0),
+        })
+    }
+}
+
+/// Names each stage as it ends.
+struct Clock {
+    start: Instant,
+    timings: Timings,
+}
+
+impl Clock {
+    fn lap(&mut self, stage: &str) {
+        let microseconds = self.start.elapsed().as_micros() as u64;
+        self.timings.stages.push((stage.to_owned(), microseconds));
+    }
+}
+
+/// Checks what only this process can check.
+fn validate(config: &MachineConfig) -> Result<(), BuildError> {
+    let refuse = |message: String| Err(BuildError { stage: "description", message });
+    if config.version != protocol::PROTOCOL_VERSION {
+        return refuse(format!(
+            "the runtime speaks version {} of the machine protocol, this VMM version {}: \
+             install both from one release",
+            config.version,
+            protocol::PROTOCOL_VERSION
+        ));
+    }
+    if !(1..=mptable::MAX_CPUS).contains(&config.vcpus) {
+        return refuse(format!(
+            "{} vCPUs are outside 1..={}",
+            config.vcpus,
+            mptable::MAX_CPUS
+        ));
+    }
+    Ok(())
+}
+
+/// Builds the machine. `start` is the process's first instant.
+///
+/// # Errors
+/// The stage that failed and why.
+pub fn build(
+    config: &MachineConfig,
+    fds: Vec<OwnedFd>,
+    control: &Arc<Control>,
+    reporter: &Reporter,
+    start: Instant,
+) -> Result<(Machine, Timings), BuildError> {
+    let mut clock = Clock { start, timings: Timings::default() };
+    validate(config)?;
+    let mut fds = Fds::new(fds);
+    let kvm = fds.take(config.kvm)?;
+    let mut kernel_file = File::from(fds.take(config.kernel)?);
+    let mut initrd = File::from(fds.take(config.initrd)?);
+    let shares = enter_jail(config, &mut fds)?;
+    let filters = Filters::compile().map_err(|error| at("jail")(&error))?;
+    clock.lap("jail");
+
+    let ram = memory::allocate(config.memory_mib).map_err(|error| at("memory")(&error))?;
+    let vm = Arc::new(Vm::new(kvm, &ram).map_err(|error| at("kvm")(&error))?);
+    clock.lap("kvm");
+
+    let mut vcpus = Vec::new();
+    for index in 0..config.vcpus {
+        let vcpu = vm
+            .fd
+            .create_vcpu(u64::from(index))
+            .map_err(|error| at("vcpus")(&error))?;
+        setup::configure(&vm, &vcpu, index, config.vcpus).map_err(|error| at("vcpus")(&error))?;
+        vcpus.push(vcpu);
+    }
+    paging::write(&ram).map_err(|error| at("memory")(&error))?;
+    probe::check(&mut vcpus[0], &ram)
+        .map_err(|message| BuildError { stage: "kvm", message })?;
+    clock.lap("vcpus");
+
+    let slow = Arc::new(event_loop("devices", &filters, ThreadKind::Devices)?);
+    let files = Arc::new(event_loop("fs", &filters, ThreadKind::Fs)?);
+    let loops = devices::Loops { slow, files };
+    let built = devices::build(config, &mut fds, &ram, &loops, shares, control)?;
+    let console = Arc::new(
+        Console::new(config.console.map(|index| fds.take(index)).transpose()?)
+            .map_err(|error| at("console")(&error))?,
+    );
+    let mmio = mmio_bus(&vm, &built)?;
+    let pio = pio_bus(&console, reporter)?;
+    clock.lap("devices");
+
+    let line = cmdline::build(built.transports.len(), &config.cmdline)
+        .map_err(|error| at("kernel")(&error))?;
+    let entry = kernel::load(&ram, &mut kernel_file, &mut initrd, &line)
+        .map_err(|error| at("kernel")(&error))?;
+    mptable::write(&ram, config.vcpus).map_err(|error| at("kernel")(&error))?;
+    setup::enter_at(&vcpus[0], entry).map_err(|error| at("kernel")(&error))?;
+    clock.lap("kernel");
+
+    let counters = Arc::new(ExitCounters::default());
+    vcpu::install_kick_handler().map_err(|error| at("vcpus")(&error))?;
+    let mut handles = Vec::new();
+    for (index, fd) in vcpus.into_iter().enumerate() {
+        let context = VcpuContext {
+            mmio: mmio.clone(),
+            pio: pio.clone(),
+            counters: counters.clone(),
+            reporter: reporter.clone(),
+            kvm: vm.clone(),
+        };
+        let prepare = confined(&filters, ThreadKind::Vcpu);
+        let handle = VcpuHandle::spawn(index as u8, fd, context, prepare)
+            .map_err(|error| at("vcpus")(&error))?;
+        handles.push(handle);
+    }
+    jail::confine(&filters, ThreadKind::Main).map_err(|error| at("jail")(&error))?;
+    clock.lap("threads");
+    let machine = Machine {
+        vm,
+        memory: ram,
+        vcpus: handles,
+        devices: built,
+        console,
+        counters,
+        _loops: loops,
+    };
+    Ok((machine, clock.timings))
+}
+
+fn enter_jail(config: &MachineConfig, fds: &mut Fds) -> Result<PathBuf, BuildError> {
+    let mut shares = Vec::new();
+    for share in &config.shares {
+        shares.push((share.clone(), fds.take(share.mount)?));
+    }
+    jail::enter(&shares, &config.id).map_err(|error| at("jail")(&error))
+}
+
+/// What a new thread runs first. A thread that cannot be confined must not run.
+fn confined(filters: &Filters, kind: ThreadKind) -> impl FnOnce() + Send + 'static {
+    let filters = filters.clone();
+    move || {
+        if let Err(error) = jail::confine(&filters, kind) {
+            panic!("cannot confine a {kind:?} thread: {error}");
+        }
+    }
+}
+
+fn event_loop(
+    name: &str,
+    filters: &Filters,
+    kind: ThreadKind,
+) -> Result<EventLoop, BuildError> {
+    EventLoop::spawn(name, confined(filters, kind)).map_err(|error| at("threads")(&error))
+}
+
+/// Puts each transport at its window, with its interrupt and its notifications.
+fn mmio_bus(vm: &Vm, built: &devices::Devices) -> Result<Arc<Bus>, BuildError> {
+    /// Offset of QueueNotify (virtio 1.2, section 4.2.2).
+    const QUEUE_NOTIFY: u64 = 0x50;
+    let mut bus = BusBuilder::default();
+    for (index, transport) in built.transports.iter().enumerate() {
+        let (address, pin) = cmdline::device_slot(index as u64);
+        if pin >= layout::IRQS {
+            let message = format!("{} devices; the IOAPIC has no pin left", index + 1);
+            return Err(BuildError { stage: "devices", message });
+        }
+        vm.connect_irq(transport.irq(), pin).map_err(|error| at("devices")(&error))?;
+        for (queue, kick) in transport.kicks().iter().enumerate() {
+            vm.connect_kick(kick, address + QUEUE_NOTIFY, queue as u32)
+                .map_err(|error| at("devices")(&error))?;
+        }
+        bus.insert(address, layout::MMIO_WINDOW, transport.clone())
+            .map_err(|error| at("devices")(&error))?;
+    }
+    Ok(Arc::new(bus.build()))
+}
+
+fn pio_bus(console: &Arc<Console>, reporter: &Reporter) -> Result<Arc<Bus>, BuildError> {
+    let (off, reset) = (reporter.clone(), reporter.clone());
+    let button = PowerButton::new(move || off.report(Ending::PowerOff));
+    let reset = ResetPort::new(move || reset.report(Ending::Reset));
+    let mut bus = BusBuilder::default();
+    let mut insert = |port: u16, len, device| {
+        bus.insert(u64::from(port), len, device).map_err(|error| at("devices")(&error))
+    };
+    insert(CONSOLE_PORT, CONSOLE_PORTS, console.clone())?;
+    insert(I8042_COMMAND_PORT, 1, Arc::new(reset))?;
+    insert(POWER_PORT, 1, Arc::new(button))?;
+    Ok(Arc::new(bus.build()))
+}

@@ -1,0 +1,273 @@
+//! Allow-lists of system calls, one per kind of thread. Anything else kills the
+//! process with SIGSYS, which the runtime reports as such; the audit log names
+//! the call.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use seccompiler::{
+    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter,
+    SeccompRule, TargetArch,
+};
+
+use super::{JailError, ThreadKind};
+
+/// What every thread does: locks, memory, its stack, its signals, its end.
+const COMMON: &[i64] = &[
+    libc::SYS_brk,
+    libc::SYS_clock_gettime,
+    libc::SYS_clock_nanosleep,
+    libc::SYS_close,
+    libc::SYS_exit,
+    libc::SYS_exit_group,
+    libc::SYS_futex,
+    libc::SYS_getpid,
+    libc::SYS_getrandom,
+    libc::SYS_gettid,
+    libc::SYS_madvise,
+    libc::SYS_mmap,
+    libc::SYS_mremap,
+    libc::SYS_munmap,
+    libc::SYS_nanosleep,
+    libc::SYS_read,
+    libc::SYS_restart_syscall,
+    libc::SYS_rseq,
+    libc::SYS_rt_sigaction,
+    libc::SYS_rt_sigprocmask,
+    libc::SYS_rt_sigreturn,
+    libc::SYS_sched_getaffinity,
+    libc::SYS_sched_yield,
+    libc::SYS_sigaltstack,
+    libc::SYS_write,
+];
+
+/// Waits for the runtime, signals vCPU threads, answers.
+const MAIN: &[i64] = &[
+    libc::SYS_epoll_ctl,
+    libc::SYS_epoll_wait,
+    libc::SYS_epoll_pwait,
+    libc::SYS_fstat,
+    libc::SYS_recvmsg,
+    libc::SYS_sendmsg,
+    libc::SYS_tgkill,
+];
+
+/// Serves vsock, block, rng, balloon.
+const DEVICES: &[i64] = &[
+    libc::SYS_accept4,
+    libc::SYS_epoll_ctl,
+    libc::SYS_epoll_pwait,
+    libc::SYS_epoll_wait,
+    libc::SYS_fallocate,
+    libc::SYS_fcntl,
+    libc::SYS_fdatasync,
+    libc::SYS_fsync,
+    libc::SYS_getsockopt,
+    libc::SYS_lseek,
+    libc::SYS_pread64,
+    libc::SYS_preadv,
+    libc::SYS_preadv2,
+    libc::SYS_pwrite64,
+    libc::SYS_pwritev,
+    libc::SYS_pwritev2,
+    libc::SYS_readv,
+    libc::SYS_recvfrom,
+    libc::SYS_recvmsg,
+    libc::SYS_sendmsg,
+    libc::SYS_sendto,
+    libc::SYS_shutdown,
+    libc::SYS_socketpair,
+    libc::SYS_timerfd_create,
+    libc::SYS_timerfd_settime,
+    libc::SYS_writev,
+];
+
+/// Serves files, in the name of the guest's users.
+const FS: &[i64] = &[
+    libc::SYS_capget,
+    libc::SYS_capset,
+    libc::SYS_copy_file_range,
+    libc::SYS_dup,
+    libc::SYS_epoll_ctl,
+    libc::SYS_epoll_pwait,
+    libc::SYS_epoll_wait,
+    libc::SYS_faccessat,
+    libc::SYS_faccessat2,
+    libc::SYS_fallocate,
+    libc::SYS_fchdir,
+    libc::SYS_fchmod,
+    libc::SYS_fchmodat,
+    libc::SYS_fchown,
+    libc::SYS_fchownat,
+    libc::SYS_fcntl,
+    libc::SYS_fdatasync,
+    libc::SYS_fgetxattr,
+    libc::SYS_flistxattr,
+    libc::SYS_flock,
+    libc::SYS_fremovexattr,
+    libc::SYS_fsetxattr,
+    libc::SYS_fstat,
+    libc::SYS_fstatfs,
+    libc::SYS_fsync,
+    libc::SYS_ftruncate,
+    libc::SYS_getdents64,
+    libc::SYS_getegid,
+    libc::SYS_geteuid,
+    libc::SYS_getxattr,
+    libc::SYS_lgetxattr,
+    libc::SYS_linkat,
+    libc::SYS_listxattr,
+    libc::SYS_llistxattr,
+    libc::SYS_lremovexattr,
+    libc::SYS_lseek,
+    libc::SYS_lsetxattr,
+    libc::SYS_mkdirat,
+    libc::SYS_mknodat,
+    libc::SYS_name_to_handle_at,
+    libc::SYS_newfstatat,
+    libc::SYS_openat,
+    libc::SYS_openat2,
+    libc::SYS_pread64,
+    libc::SYS_preadv,
+    libc::SYS_preadv2,
+    libc::SYS_pwrite64,
+    libc::SYS_pwritev,
+    libc::SYS_pwritev2,
+    libc::SYS_readlinkat,
+    libc::SYS_readv,
+    libc::SYS_removexattr,
+    libc::SYS_renameat,
+    libc::SYS_renameat2,
+    libc::SYS_setresgid,
+    libc::SYS_setresuid,
+    libc::SYS_setxattr,
+    libc::SYS_statfs,
+    libc::SYS_statx,
+    libc::SYS_symlinkat,
+    libc::SYS_sync_file_range,
+    libc::SYS_syncfs,
+    libc::SYS_umask,
+    libc::SYS_unlinkat,
+    libc::SYS_unshare,
+    libc::SYS_utimensat,
+    libc::SYS_writev,
+];
+
+/// ioctls of a vCPU thread: running, and saving state.
+const VCPU_IOCTLS: &[u64] = &[
+    0xae80,      // KVM_RUN
+    0x8090_ae81, // KVM_GET_REGS
+    0x8138_ae83, // KVM_GET_SREGS
+    0xc008_ae88, // KVM_GET_MSRS
+    0x8400_ae8e, // KVM_GET_LAPIC
+    0xc008_ae91, // KVM_GET_CPUID2
+    0x8004_ae98, // KVM_GET_MP_STATE
+    0x8040_ae9f, // KVM_GET_VCPU_EVENTS
+    0x8080_aea1, // KVM_GET_DEBUGREGS
+    0xaea3,      // KVM_GET_TSC_KHZ
+    0x9000_aea4, // KVM_GET_XSAVE
+    0x8188_aea6, // KVM_GET_XCRS
+    0xc004_ae02, // KVM_GET_MSR_INDEX_LIST
+];
+
+/// ioctls of the main thread: saving the machine.
+const MAIN_IOCTLS: &[u64] = &[
+    0xc208_ae62, // KVM_GET_IRQCHIP
+    0x8030_ae7c, // KVM_GET_CLOCK
+];
+
+/// The compiled filters, made once before threads start.
+#[derive(Clone)]
+pub struct Filters(Arc<[(ThreadKind, BpfProgram); 4]>);
+
+impl Filters {
+    /// Compiles them.
+    ///
+    /// # Errors
+    /// When a list is malformed, which a unit test excludes.
+    pub fn compile() -> Result<Filters, JailError> {
+        Ok(Filters(Arc::new([
+            (ThreadKind::Main, program(MAIN, MAIN_IOCTLS)?),
+            (ThreadKind::Vcpu, program(&[], VCPU_IOCTLS)?),
+            (ThreadKind::Devices, program(DEVICES, &[])?),
+            (ThreadKind::Fs, program(FS, &[])?),
+        ])))
+    }
+
+    /// Puts the calling thread under its filter.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn apply(&self, kind: ThreadKind) -> Result<(), JailError> {
+        let program = self.0.iter().find(|(candidate, _)| *candidate == kind);
+        let (_, program) = program.ok_or_else(|| JailError::Filter(format!("no {kind:?}")))?;
+        seccompiler::apply_filter(program).map_err(|error| JailError::Filter(error.to_string()))
+    }
+}
+
+fn program(own: &[i64], ioctls: &[u64]) -> Result<BpfProgram, JailError> {
+    let failed = |error: seccompiler::BackendError| JailError::Filter(error.to_string());
+    let equals = |argument, value| -> Result<SeccompRule, JailError> {
+        let length = SeccompCmpArgLen::Dword;
+        SeccompCondition::new(argument, length, SeccompCmpOp::Eq, value)
+            .and_then(|condition| SeccompRule::new(vec![condition]))
+            .map_err(failed)
+    };
+    let mut rules: BTreeMap<i64, Vec<SeccompRule>> =
+        COMMON.iter().chain(own).map(|call| (*call, Vec::new())).collect();
+    if !ioctls.is_empty() {
+        let allowed: Result<Vec<_>, _> = ioctls.iter().map(|ioctl| equals(1, *ioctl)).collect();
+        rules.insert(libc::SYS_ioctl, allowed?);
+    }
+    if own.contains(&libc::SYS_socketpair) {
+        rules.insert(libc::SYS_socketpair, vec![equals(0, libc::AF_UNIX as u64)?]);
+    }
+    if own.contains(&libc::SYS_unshare) {
+        // A thread of the file server has a working directory and umask of its
+        // own; no other namespace or table may be unshared.
+        rules.insert(libc::SYS_unshare, vec![equals(0, libc::CLONE_FS as u64)?]);
+    }
+    let filter = SeccompFilter::new(
+        rules,
+        SeccompAction::KillProcess,
+        SeccompAction::Allow,
+        TargetArch::x86_64,
+    )
+    .map_err(failed)?;
+    filter.try_into().map_err(failed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use nix::sys::wait::{WaitStatus, waitpid};
+    use nix::unistd::{ForkResult, fork};
+
+    #[test]
+    fn the_lists_compile_and_bite() {
+        let filters = Filters::compile().unwrap();
+        for kind in [ThreadKind::Main, ThreadKind::Vcpu, ThreadKind::Devices, ThreadKind::Fs] {
+            #[allow(unsafe_code)]
+            // SAFETY: the child makes only system calls until it dies.
+            match unsafe { fork() }.unwrap() {
+                ForkResult::Child => {
+                    crate::jail::sys::prctl(libc::PR_SET_NO_NEW_PRIVS, 1).unwrap();
+                    filters.apply(kind).unwrap();
+                    let _ = nix::unistd::execv(c"/bin/true", &[c"true"]);
+                    #[allow(unsafe_code)]
+                    // SAFETY: ends the process.
+                    unsafe {
+                        libc::_exit(0)
+                    };
+                }
+                ForkResult::Parent { child } => {
+                    let status = waitpid(child, None).unwrap();
+                    assert!(
+                        matches!(status, WaitStatus::Signaled(_, nix::sys::signal::SIGSYS, _)),
+                        "{kind:?}: {status:?}"
+                    );
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,150 @@
+//! The virtual machine as KVM has it: memory slots, interrupt controllers,
+//! event descriptors.
+
+pub mod cpuid;
+pub mod state;
+
+use std::fs::File;
+use std::os::fd::{FromRawFd, IntoRawFd, OwnedFd};
+
+use kvm_bindings::{KVM_API_VERSION, kvm_userspace_memory_region};
+use kvm_ioctls::{Cap, IoEventAddress, Kvm, NoDatamatch, VmFd};
+use vm_memory::{Address, GuestMemory, GuestMemoryMmap, GuestMemoryRegion};
+use vmm_sys_util::eventfd::EventFd;
+
+use crate::boot::layout;
+
+/// Why KVM cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum KvmError {
+    /// Not the KVM that this program was written for.
+    #[error("/dev/kvm speaks API version {0}; version {KVM_API_VERSION} is needed")]
+    ApiVersion(i32),
+    /// The host's kernel is too old or was built without it.
+    #[error("this host's KVM lacks {0}; a Linux kernel of 5.15 or later has it")]
+    Capability(&'static str),
+    /// An ioctl failed.
+    #[error("KVM refused {what}")]
+    Ioctl {
+        /// What was asked.
+        what: &'static str,
+        /// What it said.
+        #[source]
+        source: kvm_ioctls::Error,
+    },
+}
+
+/// For `map_err`: names the ioctl that failed.
+pub fn refused(what: &'static str) -> impl FnOnce(kvm_ioctls::Error) -> KvmError {
+    move |source| KvmError::Ioctl { what, source }
+}
+
+/// Capabilities without which a machine cannot be built.
+const NEEDED: &[(Cap, &str)] = &[
+    (Cap::Irqchip, "KVM_CAP_IRQCHIP"),
+    (Cap::Ioeventfd, "KVM_CAP_IOEVENTFD"),
+    (Cap::Irqfd, "KVM_CAP_IRQFD"),
+    (Cap::UserMemory, "KVM_CAP_USER_MEMORY"),
+    (Cap::ImmediateExit, "KVM_CAP_IMMEDIATE_EXIT"),
+    (Cap::TscDeadlineTimer, "KVM_CAP_TSC_DEADLINE_TIMER"),
+    (Cap::GetTscKhz, "KVM_CAP_GET_TSC_KHZ"),
+];
+
+/// A virtual machine without its vCPUs.
+pub struct Vm {
+    /// /dev/kvm.
+    pub kvm: Kvm,
+    /// The machine.
+    pub fd: VmFd,
+}
+
+impl Vm {
+    /// Makes the machine on an open /dev/kvm: RAM in slots 0.., in-kernel
+    /// interrupt controllers, no timer chip (the guest has kvm-clock and the
+    /// local APIC's TSC deadline).
+    ///
+    /// # Errors
+    /// When a capability is missing or an ioctl fails.
+    pub fn new(kvm: OwnedFd, memory: &GuestMemoryMmap) -> Result<Vm, KvmError> {
+        let kvm = adopt(kvm);
+        let version = kvm.get_api_version();
+        if version != KVM_API_VERSION as i32 {
+            return Err(KvmError::ApiVersion(version));
+        }
+        for (capability, name) in NEEDED {
+            if !kvm.check_extension(*capability) {
+                return Err(KvmError::Capability(name));
+            }
+        }
+        let fd = kvm.create_vm().map_err(refused("a new machine (KVM_CREATE_VM)"))?;
+        fd.set_identity_map_address(layout::KVM_IDENTITY_MAP)
+            .map_err(refused("KVM_SET_IDENTITY_MAP_ADDR"))?;
+        fd.set_tss_address(layout::KVM_TSS as usize).map_err(refused("KVM_SET_TSS_ADDR"))?;
+        fd.create_irq_chip().map_err(refused("an interrupt controller (KVM_CREATE_IRQCHIP)"))?;
+        let vm = Vm { kvm, fd };
+        vm.map(memory)?;
+        Ok(vm)
+    }
+
+    fn map(&self, memory: &GuestMemoryMmap) -> Result<(), KvmError> {
+        for (slot, region) in memory.iter().enumerate() {
+            let region = kvm_userspace_memory_region {
+                slot: slot as u32,
+                guest_phys_addr: region.start_addr().raw_value(),
+                memory_size: region.len(),
+                userspace_addr: region.as_ptr() as u64,
+                flags: 0,
+            };
+            #[allow(unsafe_code)]
+            // SAFETY: the region is mapped as long as `memory`, which the machine
+            // keeps until after the last vCPU has stopped.
+            unsafe { self.fd.set_user_memory_region(region) }
+                .map_err(refused("guest memory (KVM_SET_USER_MEMORY_REGION)"))?;
+        }
+        Ok(())
+    }
+
+    /// Lets `irq` raise IOAPIC pin `pin`.
+    ///
+    /// # Errors
+    /// When KVM refuses.
+    pub fn connect_irq(&self, irq: &EventFd, pin: u32) -> Result<(), KvmError> {
+        self.fd.register_irqfd(irq, pin).map_err(refused("an interrupt (KVM_IRQFD)"))
+    }
+
+    /// Lets a 32-bit write of `value` to guest address `address` signal `kick`.
+    ///
+    /// # Errors
+    /// When KVM refuses.
+    pub fn connect_kick(&self, kick: &EventFd, address: u64, value: u32) -> Result<(), KvmError> {
+        self.fd
+            .register_ioevent(kick, &IoEventAddress::Mmio(address), value)
+            .map_err(refused("a queue notification (KVM_IOEVENTFD)"))
+    }
+
+    /// Lets any write to port `port` signal `event`.
+    ///
+    /// # Errors
+    /// When KVM refuses.
+    pub fn connect_port(&self, event: &EventFd, port: u16) -> Result<(), KvmError> {
+        self.fd
+            .register_ioevent(event, &IoEventAddress::Pio(u64::from(port)), NoDatamatch)
+            .map_err(refused("a port (KVM_IOEVENTFD)"))
+    }
+}
+
+#[allow(unsafe_code)]
+fn adopt(kvm: OwnedFd) -> Kvm {
+    // SAFETY: the descriptor is ours and is given away here. That it is /dev/kvm
+    // is checked by the first ioctl (KVM_GET_API_VERSION), and no ioctl of
+    // another file could do more than fail: their numbers are KVM's own.
+    unsafe { Kvm::from_raw_fd(kvm.into_raw_fd()) }
+}
+
+/// Opens /dev/kvm for tests, which run without a jail.
+///
+/// # Errors
+/// As open(2).
+pub fn open() -> std::io::Result<OwnedFd> {
+    Ok(File::options().read(true).write(true).open("/dev/kvm")?.into())
+}
