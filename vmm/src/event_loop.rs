@@ -30,6 +30,14 @@ const MAX_HANDLERS: u32 = (1 << (64 - TOKEN_BITS)) - 1;
 /// epoll data of the loop's own wake-up.
 const WAKE: u64 = u64::MAX;
 
+#[cfg(any(test, feature = "fuzzing"))]
+impl<'a> Registration<'a> {
+    /// For tests that call a handler without a loop.
+    pub fn detached(epoll: &'a Epoll) -> Registration<'a> {
+        Registration { epoll, base: 0 }
+    }
+}
+
 impl Registration<'_> {
     /// Watches `fd` for `flags`; `ready` is called with `token` (below 2^40).
     ///

@@ -6,6 +6,7 @@
 //!                    +-------> Exited(reason) <-------+  -> exit
 //! ```
 
+use std::os::fd::AsRawFd;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Instant;
@@ -60,6 +61,7 @@ fn life(control: &Arc<Control>, start: Instant) -> Result<ExitReason, ControlErr
         Err(error) => return Ok(internal("main", &error)),
     };
     report_panics(reporter.clone());
+    let epoll = watch(control, &endings)?;
     let built = builder::build(&config, fds, control, &reporter, start);
     let (machine, timings) = match built {
         Ok(built) => built,
@@ -71,7 +73,7 @@ fn life(control: &Arc<Control>, start: Instant) -> Result<ExitReason, ControlErr
     control.reply(command.id, Ok(Reply::Done))?;
     control.event(Event::Running(timings))?;
     machine.resume();
-    let reason = serve(control, &machine, &endings);
+    let reason = serve(control, &machine, &endings, &epoll);
     machine.console.flush();
     // Threads and mappings go with the process; an orderly teardown would only
     // delay the news.
@@ -97,33 +99,35 @@ fn report_panics(reporter: Reporter) {
     }));
 }
 
+const COMMAND: u64 = 0;
+const ENDING: u64 = 1;
+
+/// What the main thread waits for; made before its seccomp filter forbids it.
+fn watch(control: &Control, endings: &Endings) -> nix::Result<Epoll> {
+    let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
+    let event = |token| EpollEvent::new(EpollFlags::EPOLLIN, token);
+    epoll.add(borrow(control.fd()), event(COMMAND))?;
+    epoll.add(borrow(endings.wake.as_raw_fd()), event(ENDING))?;
+    Ok(epoll)
+}
+
 fn serve(
     control: &Control,
     machine: &Machine,
     endings: &Endings,
+    epoll: &Epoll,
 ) -> Result<ExitReason, ControlError> {
-    use std::os::fd::AsRawFd;
-    const COMMAND: u64 = 0;
-    const ENDING: u64 = 1;
-    let watch = || -> nix::Result<Epoll> {
-        let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
-        let event = |token| EpollEvent::new(EpollFlags::EPOLLIN, token);
-        epoll.add(borrow(control.fd()), event(COMMAND))?;
-        epoll.add(borrow(endings.wake.as_raw_fd()), event(ENDING))?;
-        Ok(epoll)
-    };
-    let epoll = watch()?;
     loop {
         let mut events = [EpollEvent::empty(); 2];
-        match epoll.wait(&mut events, EpollTimeout::NONE) {
-            Ok(_) | Err(nix::Error::EINTR) => {}
+        let count = match epoll.wait(&mut events, EpollTimeout::NONE) {
+            Ok(count) => count,
+            Err(nix::Error::EINTR) => 0,
             Err(error) => return Err(error.into()),
-        }
+        };
         if let Some(ending) = endings.take() {
             return Ok(explain(ending, machine));
         }
-        let commanded =
-            events.iter().any(|event| event.data() == COMMAND && !event.events().is_empty());
+        let commanded = events[..count].iter().any(|event| event.data() == COMMAND);
         if commanded && !obey(control, machine)? {
             return Ok(ExitReason::Killed);
         }

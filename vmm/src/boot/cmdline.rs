@@ -4,11 +4,12 @@ use super::layout;
 
 /// Words that every guest gets, each with its reason.
 const BASE: &[&str] = &[
+    // Only errors and worse go to the console: a byte is two VM exits. First of
+    // all, since the console prints what was logged before when it starts.
+    "quiet",
     // The early console writes to the data register without probing a UART,
     // and stays: no serial driver is in the kernel.
     "earlyprintk=ttyS0,keep",
-    // Only errors and worse go there: a byte is a VM exit.
-    "quiet",
     // A panic restarts at once, and a restart is a write to port 0x64, which
     // the VMM reports as a panic; a triple fault stays distinguishable.
     "panic=-1",

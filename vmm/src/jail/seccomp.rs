@@ -20,6 +20,7 @@ const COMMON: &[i64] = &[
     libc::SYS_close,
     libc::SYS_exit,
     libc::SYS_exit_group,
+    libc::SYS_fcntl,
     libc::SYS_futex,
     libc::SYS_getpid,
     libc::SYS_getrandom,
@@ -59,7 +60,6 @@ const DEVICES: &[i64] = &[
     libc::SYS_epoll_pwait,
     libc::SYS_epoll_wait,
     libc::SYS_fallocate,
-    libc::SYS_fcntl,
     libc::SYS_fdatasync,
     libc::SYS_fsync,
     libc::SYS_getsockopt,
@@ -99,7 +99,6 @@ const FS: &[i64] = &[
     libc::SYS_fchmodat,
     libc::SYS_fchown,
     libc::SYS_fchownat,
-    libc::SYS_fcntl,
     libc::SYS_fdatasync,
     libc::SYS_fgetxattr,
     libc::SYS_flistxattr,
@@ -152,6 +151,10 @@ const FS: &[i64] = &[
     libc::SYS_utimensat,
     libc::SYS_writev,
 ];
+
+/// fcntl commands: flags and duplicates; no owners, leases or signals.
+const FCNTLS: &[libc::c_int] =
+    &[libc::F_GETFD, libc::F_GETFL, libc::F_SETFL, libc::F_DUPFD_CLOEXEC];
 
 /// ioctls of a vCPU thread: running, and saving state.
 const VCPU_IOCTLS: &[u64] = &[
@@ -219,6 +222,8 @@ fn program(own: &[i64], ioctls: &[u64]) -> Result<BpfProgram, JailError> {
         let allowed: Result<Vec<_>, _> = ioctls.iter().map(|ioctl| equals(1, *ioctl)).collect();
         rules.insert(libc::SYS_ioctl, allowed?);
     }
+    let fcntls: Result<Vec<_>, _> = FCNTLS.iter().map(|call| equals(1, *call as u64)).collect();
+    rules.insert(libc::SYS_fcntl, fcntls?);
     if own.contains(&libc::SYS_socketpair) {
         rules.insert(libc::SYS_socketpair, vec![equals(0, libc::AF_UNIX as u64)?]);
     }
