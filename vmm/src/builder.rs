@@ -95,11 +95,7 @@ fn validate(config: &MachineConfig) -> Result<(), BuildError> {
         ));
     }
     if !(1..=mptable::MAX_CPUS).contains(&config.vcpus) {
-        return refuse(format!(
-            "{} vCPUs are outside 1..={}",
-            config.vcpus,
-            mptable::MAX_CPUS
-        ));
+        return refuse(format!("{} vCPUs are outside 1..={}", config.vcpus, mptable::MAX_CPUS));
     }
     Ok(())
 }
@@ -131,16 +127,12 @@ pub fn build(
 
     let mut vcpus = Vec::new();
     for index in 0..config.vcpus {
-        let vcpu = vm
-            .fd
-            .create_vcpu(u64::from(index))
-            .map_err(|error| at("vcpus")(&error))?;
+        let vcpu = vm.fd.create_vcpu(u64::from(index)).map_err(|error| at("vcpus")(&error))?;
         setup::configure(&vm, &vcpu, index, config.vcpus).map_err(|error| at("vcpus")(&error))?;
         vcpus.push(vcpu);
     }
     paging::write(&ram).map_err(|error| at("memory")(&error))?;
-    probe::check(&mut vcpus[0], &ram)
-        .map_err(|message| BuildError { stage: "kvm", message })?;
+    probe::check(&mut vcpus[0], &ram).map_err(|message| BuildError { stage: "kvm", message })?;
     clock.lap("vcpus");
 
     let slow = Arc::new(event_loop("devices", &filters, ThreadKind::Devices)?);
@@ -211,11 +203,7 @@ fn confined(filters: &Filters, kind: ThreadKind) -> impl FnOnce() + Send + 'stat
     }
 }
 
-fn event_loop(
-    name: &str,
-    filters: &Filters,
-    kind: ThreadKind,
-) -> Result<EventLoop, BuildError> {
+fn event_loop(name: &str, filters: &Filters, kind: ThreadKind) -> Result<EventLoop, BuildError> {
     EventLoop::spawn(name, confined(filters, kind)).map_err(|error| at("threads")(&error))
 }
 

@@ -4,14 +4,14 @@
 //! nothing of containers. See ARCHITECTURE.md for where it stands.
 
 pub mod boot;
-// pub mod builder;
+pub mod builder;
 pub mod control;
 pub mod devices;
 pub mod ending;
 pub mod event_loop;
 pub mod jail;
 pub mod kvm;
-// pub mod machine;
+pub mod machine;
 pub mod memory;
-// pub mod process;
+pub mod process;
 pub mod vcpu;

@@ -7,15 +7,11 @@
 //! ```
 
 use std::fs::File;
-use std::os::fd::AsRawFd;
 use std::sync::Arc;
 
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use vm_memory::mmap::MmapRegionBuilder;
-use vm_memory::{
-    Address, FileOffset, GuestAddress, GuestMemory, GuestMemoryMmap, GuestMemoryRegion,
-    GuestRegionMmap,
-};
+use vm_memory::{FileOffset, GuestAddress, GuestMemoryMmap, GuestRegionMmap};
 
 /// The guest's memory as devices see it. Every access is bounds-checked by
 /// vm-memory; an address comes from the guest and is hostile.
@@ -109,47 +105,9 @@ pub fn allocate(mib: u32) -> Result<GuestRam, MemoryError> {
     Ok(Arc::new(memory))
 }
 
-/// Gives `len` bytes at guest address `start` back to the host: the guest reads
-/// zeroes there afterwards. Addresses come from the guest; a range that is not
-/// wholly RAM of one region is refused.
-///
-/// # Errors
-/// EINVAL for a bad range, else what fallocate(2) says.
-pub fn release(memory: &GuestMemoryMmap, start: u64, len: u64) -> std::io::Result<()> {
-    let invalid = || std::io::Error::from_raw_os_error(libc::EINVAL);
-    let region = memory.find_region(GuestAddress(start)).ok_or_else(invalid)?;
-    let offset = start - region.start_addr().raw_value();
-    let end = offset.checked_add(len).ok_or_else(invalid)?;
-    if end > region.len() {
-        return Err(invalid());
-    }
-    let file = region.file_offset().ok_or_else(invalid)?;
-    nix::fcntl::fallocate(
-        file.file(),
-        nix::fcntl::FallocateFlags::FALLOC_FL_PUNCH_HOLE
-            | nix::fcntl::FallocateFlags::FALLOC_FL_KEEP_SIZE,
-        (file.start() + offset) as i64,
-        len as i64,
-    )?;
-    Ok(())
-}
-
-/// Bytes of host memory that the guest's RAM occupies now.
-///
-/// # Errors
-/// As fstat(2).
-pub fn resident(memory: &GuestMemoryMmap) -> std::io::Result<u64> {
-    let Some(file) = memory.iter().next().and_then(|region| region.file_offset()) else {
-        return Ok(0);
-    };
-    debug_assert!(file.file().as_raw_fd() >= 0);
-    Ok(nix::sys::stat::fstat(file.file())?.st_blocks as u64 * 512)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use vm_memory::Bytes;
 
     #[test]
     fn the_hole_splits_large_guests() {
@@ -162,25 +120,5 @@ mod tests {
     fn sizes_are_checked() {
         assert!(matches!(allocate(1), Err(MemoryError::Size(1))));
         assert!(matches!(allocate(u32::MAX), Err(MemoryError::Size(_))));
-    }
-
-    #[test]
-    fn released_memory_reads_zero_and_costs_nothing() {
-        let ram = allocate(64).unwrap();
-        ram.write_slice(&[7; 4096], GuestAddress(8192)).unwrap();
-        let before = resident(&ram).unwrap();
-        release(&ram, 8192, 4096).unwrap();
-        assert!(resident(&ram).unwrap() < before);
-        assert_eq!(ram.read_obj::<u8>(GuestAddress(8192)).unwrap(), 0);
-    }
-
-    #[test]
-    fn a_release_outside_ram_is_refused() {
-        let ram = allocate(64).unwrap();
-        for (start, len) in
-            [(64 << 20, 4096), ((64 << 20) - 4096, 8192), (0, u64::MAX), (u64::MAX, 1)]
-        {
-            assert_eq!(release(&ram, start, len).unwrap_err().raw_os_error(), Some(libc::EINVAL));
-        }
     }
 }

@@ -11,6 +11,7 @@ use vm_memory::{
     Address, Bytes, GuestAddress, GuestMemory, GuestMemoryMmap, GuestMemoryRegion, ReadVolatile,
 };
 
+use super::image::KernelImage;
 use super::layout;
 use crate::memory::HOLE_START;
 
@@ -47,7 +48,9 @@ pub fn load(
     cmdline: &str,
 ) -> Result<u64, KernelError> {
     let high = Some(GuestAddress(layout::HIGH_MEMORY));
-    let loaded = Elf::load(memory, None, kernel, high)
+    let mut image =
+        KernelImage::new(kernel).map_err(|error| KernelError::Kernel(error.to_string()))?;
+    let loaded = Elf::load(memory, None, &mut image, high)
         .map_err(|error| KernelError::Kernel(error.to_string()))?;
     let initrd = load_initrd(memory, initrd, loaded.kernel_end)?;
 

@@ -1,15 +1,20 @@
 //! The virtio devices of a machine, in the order of their windows.
 
-use std::path::PathBuf;
+use std::fs::File;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use protocol::machine::{MachineConfig, Stats};
+use protocol::machine::{MachineConfig, Share, Stats};
 
 use super::{BuildError, Fds, at};
 use crate::control::Control;
+use crate::devices::virtio::balloon::{Backing, Balloon, BalloonHandle, MmapReclaim};
+use crate::devices::virtio::block::{Block, Disk};
 use crate::devices::virtio::device::VirtioDevice;
+use crate::devices::virtio::fs::{Fs, FsHandle, ShareConfig};
 use crate::devices::virtio::rng::Rng;
 use crate::devices::virtio::transport::MmioTransport;
+use crate::devices::virtio::vsock::{OnConnect, Vsock};
 use crate::event_loop::EventLoop;
 use crate::memory::GuestRam;
 
@@ -25,6 +30,8 @@ pub struct Loops {
 pub struct Devices {
     /// In the order of their windows.
     pub transports: Vec<Arc<MmioTransport>>,
+    files: FsHandle,
+    balloon: Option<BalloonHandle>,
 }
 
 impl Devices {
@@ -42,12 +49,53 @@ impl Devices {
     ///
     /// # Errors
     /// When the machine has no balloon.
-    pub fn set_balloon(&self, _mib: u32) -> Result<(), String> {
-        Err("the machine has no balloon".into())
+    pub fn set_balloon(&self, mib: u32) -> Result<(), String> {
+        let balloon = self.balloon.as_ref().ok_or("the machine has no balloon")?;
+        balloon.set_target_mib(mib);
+        Ok(())
     }
 
     /// Adds the devices' counters.
-    pub fn fill(&self, _stats: &mut Stats) {}
+    pub fn fill(&self, stats: &mut Stats) {
+        stats.fs_requests = self.files.requests();
+        if let Some(balloon) = &self.balloon {
+            stats.balloon_mib = balloon.actual_mib();
+            stats.reported_bytes = balloon.reported_bytes();
+        }
+    }
+}
+
+/// Puts devices into windows.
+struct Row<'a> {
+    memory: &'a GuestRam,
+    transports: Vec<Arc<MmioTransport>>,
+}
+
+impl Row<'_> {
+    fn add(
+        &mut self,
+        device: impl VirtioDevice + 'static,
+        thread: &Arc<EventLoop>,
+    ) -> Result<(), BuildError> {
+        let transport = MmioTransport::new(Box::new(device), self.memory.clone(), thread.clone())
+            .map_err(|error| at("devices")(&error))?;
+        self.transports.push(Arc::new(transport));
+        Ok(())
+    }
+}
+
+/// Request queues of the file server: one thread serves them.
+const FS_QUEUES: u32 = 1;
+
+/// Where each share of `config` is in the jail.
+fn share_configs(config: &MachineConfig, tree: &Path) -> Vec<ShareConfig> {
+    let share = |share: &Share| ShareConfig {
+        name: share.name.clone(),
+        path: tree.join(share.kind.dir()).join(&share.name),
+        kind: share.kind,
+        read_only: share.read_only,
+    };
+    config.shares.iter().map(share).collect()
 }
 
 /// Makes the devices that `config` names.
@@ -55,20 +103,35 @@ impl Devices {
 /// # Errors
 /// When one cannot be made.
 pub fn build(
-    _config: &MachineConfig,
-    _fds: &mut Fds,
+    config: &MachineConfig,
+    fds: &mut Fds,
     memory: &GuestRam,
     loops: &Loops,
-    _shares: PathBuf,
-    _control: &Arc<Control>,
+    shares: PathBuf,
+    control: &Arc<Control>,
 ) -> Result<Devices, BuildError> {
-    let mut transports = Vec::new();
-    let mut add = |device: Box<dyn VirtioDevice>, event_loop: &Arc<EventLoop>| {
-        let transport = MmioTransport::new(device, memory.clone(), event_loop.clone())
-            .map_err(|error| at("devices")(&error))?;
-        transports.push(Arc::new(transport));
-        Ok::<(), BuildError>(())
-    };
-    add(Box::new(Rng), &loops.slow)?;
-    Ok(Devices { transports })
+    let mut row = Row { memory, transports: Vec::new() };
+    let fs = Fs::new(share_configs(config, &shares), FS_QUEUES);
+    let files = fs.handle();
+    row.add(fs, &loops.files)?;
+    let listener = config.vsock_listener.map(|index| fds.take(index)).transpose()?;
+    let control = control.clone();
+    let connect: OnConnect = Arc::new(move |port, fd| control.guest_connect(port, fd).is_ok());
+    let vsock = Vsock::new(listener, connect).map_err(|error| at("vsock")(&error))?;
+    row.add(vsock, &loops.slow)?;
+    row.add(Rng, &loops.slow)?;
+    let mut balloon = None;
+    if config.balloon {
+        let reclaim = MmapReclaim::new(memory.clone(), Backing::Shared);
+        let (device, handle) = Balloon::new(memory, Arc::new(reclaim));
+        row.add(device, &loops.slow)?;
+        balloon = Some(handle);
+    }
+    for disk in &config.disks {
+        let file = File::from(fds.take(disk.file)?);
+        let disk =
+            Disk::new(file, &disk.serial, disk.read_only).map_err(|error| at("disk")(&error))?;
+        row.add(Block::new(disk), &loops.slow)?;
+    }
+    Ok(Devices { transports: row.transports, files, balloon })
 }

@@ -27,6 +27,8 @@ use std::path::PathBuf;
 
 use protocol::machine::Share;
 
+use crate::devices::virtio::fs;
+
 pub use seccomp::Filters;
 
 /// Where the shares are after [`enter`].
@@ -90,6 +92,9 @@ pub fn enter(shares: &[(Share, OwnedFd)], hostname: &str) -> Result<PathBuf, Jai
     let _ = nix::unistd::sethostname(hostname);
     tree::build(shares)?;
     privileges::limit_resources()?;
+    fs::prepare_thread()
+        .map_err(|error| nix::Error::from_raw(error.raw_os_error().unwrap_or(libc::EIO)))
+        .map_err(step("cannot set the file server's securebits"))?;
     privileges::keep_file_server_capabilities()?;
     privileges::no_new_privileges()?;
     Ok(PathBuf::from(SHARES))

@@ -55,7 +55,8 @@ pub fn check(vcpu: &mut VcpuFd, memory: &GuestMemoryMmap) -> Result<(), String> 
 
 fn attempt(vcpu: &mut VcpuFd, rounds: u32) -> Result<Duration, String> {
     setup::enter_at(vcpu, layout::PROBE).map_err(|error| error.to_string())?;
-    let start = kvm_regs { rip: layout::PROBE, rcx: u64::from(rounds), rflags: 2, ..Default::default() };
+    let start =
+        kvm_regs { rip: layout::PROBE, rcx: u64::from(rounds), rflags: 2, ..Default::default() };
     vcpu.set_regs(&start).map_err(|error| error.to_string())?;
     let start = Instant::now();
     loop {

@@ -1,0 +1,6 @@
+//! What the guest can talk to.
+
+pub mod bus;
+pub mod console;
+pub mod power;
+pub mod virtio;

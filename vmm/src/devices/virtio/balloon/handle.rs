@@ -1,0 +1,84 @@
+//! The host's side of the balloon.
+
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+
+use super::state::BalloonState;
+use crate::devices::virtio::device::Interrupt;
+
+const PAGES_PER_MIB: u32 = 256;
+
+/// Sets the size of the balloon and tells what it gave. Cheap to clone.
+#[derive(Clone)]
+pub struct BalloonHandle(Arc<Shared>);
+
+struct Shared {
+    total_pages: u32,
+    target: AtomicU32,
+    actual: AtomicU32,
+    reported: AtomicU64,
+    /// While a driver runs the device.
+    interrupt: Mutex<Option<Arc<dyn Interrupt>>>,
+}
+
+impl BalloonHandle {
+    pub(super) fn new(total_bytes: u64) -> BalloonHandle {
+        BalloonHandle(Arc::new(Shared {
+            total_pages: u32::try_from(total_bytes >> 12).unwrap_or(u32::MAX),
+            target: AtomicU32::new(0),
+            actual: AtomicU32::new(0),
+            reported: AtomicU64::new(0),
+            interrupt: Mutex::new(None),
+        }))
+    }
+
+    /// Asks the guest to give `mib` MiB, at most all that it has; zero asks it
+    /// to take everything back. It gives what it can spare, when it can.
+    pub fn set_target_mib(&self, mib: u32) {
+        let pages = mib.saturating_mul(PAGES_PER_MIB).min(self.0.total_pages);
+        self.0.target.store(pages, Ordering::Release);
+        if let Some(interrupt) = &*self.interrupt() {
+            interrupt.config();
+        }
+    }
+
+    /// MiB that the guest says it gave, at most all that it has.
+    pub fn actual_mib(&self) -> u32 {
+        self.0.actual.load(Ordering::Acquire).min(self.0.total_pages) / PAGES_PER_MIB
+    }
+
+    /// Bytes that free page reporting gave back to the host since boot.
+    pub fn reported_bytes(&self) -> u64 {
+        self.0.reported.load(Ordering::Acquire)
+    }
+
+    pub(super) fn add_reported(&self, bytes: u64) {
+        self.0.reported.fetch_add(bytes, Ordering::AcqRel);
+    }
+
+    pub(super) fn set_actual(&self, pages: u32) {
+        self.0.actual.store(pages, Ordering::Release);
+    }
+
+    pub(super) fn set_interrupt(&self, interrupt: Option<Arc<dyn Interrupt>>) {
+        *self.interrupt() = interrupt;
+    }
+
+    pub(super) fn state(&self) -> BalloonState {
+        BalloonState {
+            target_pages: self.0.target.load(Ordering::Acquire),
+            actual_pages: self.0.actual.load(Ordering::Acquire),
+            reported_bytes: self.reported_bytes(),
+        }
+    }
+
+    pub(super) fn restore(&self, state: BalloonState) {
+        self.0.target.store(state.target_pages.min(self.0.total_pages), Ordering::Release);
+        self.0.actual.store(state.actual_pages, Ordering::Release);
+        self.0.reported.store(state.reported_bytes, Ordering::Release);
+    }
+
+    fn interrupt(&self) -> std::sync::MutexGuard<'_, Option<Arc<dyn Interrupt>>> {
+        self.0.interrupt.lock().expect("no panic while locked")
+    }
+}

@@ -1,0 +1,151 @@
+//! What the handler's thread and the vCPU threads share: a few atomics and the
+//! descriptor behind which stands KVM's irqfd.
+
+use std::io;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
+
+use virtio_bindings::bindings::virtio_mmio::{VIRTIO_MMIO_INT_CONFIG, VIRTIO_MMIO_INT_VRING};
+use vmm_sys_util::eventfd::EventFd;
+
+use crate::devices::virtio::device::Interrupt;
+
+/// State of the device's half of the register file.
+pub(super) struct Shared {
+    /// Signalled for every interrupt; edge-triggered.
+    pub(super) irq: EventFd,
+    /// InterruptStatus: handlers set bits, the driver acknowledges them.
+    pub(super) interrupt_status: AtomicU32,
+    /// ConfigGeneration.
+    pub(super) generation: AtomicU32,
+    /// DEVICE_NEEDS_RESET of the status.
+    failed: AtomicBool,
+    /// Counts beginnings and ends of activations; even: not active.
+    epoch: AtomicU32,
+    /// Why the device stopped last.
+    failure: Mutex<Option<String>>,
+}
+
+impl Shared {
+    pub(super) fn new() -> io::Result<Shared> {
+        Ok(Shared {
+            irq: EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?,
+            interrupt_status: AtomicU32::new(0),
+            generation: AtomicU32::new(0),
+            failed: AtomicBool::new(false),
+            epoch: AtomicU32::new(0),
+            failure: Mutex::new(None),
+        })
+    }
+
+    /// Begins an activation: the way back to the guest for as long as it lasts.
+    pub(super) fn begin(self: &Arc<Self>) -> Line {
+        let epoch = self.epoch.fetch_add(1, Ordering::AcqRel).wrapping_add(1) | 1;
+        self.epoch.store(epoch, Ordering::Release);
+        Line { shared: self.clone(), epoch }
+    }
+
+    /// Ends an activation: interrupts of its handler go nowhere from now on.
+    pub(super) fn end(&self) {
+        let epoch = self.epoch.load(Ordering::Acquire);
+        self.epoch.store(epoch.wrapping_add(epoch & 1), Ordering::Release);
+    }
+
+    /// As after power-on. The guest's last acknowledgement is forgotten too.
+    pub(super) fn reset(&self) {
+        self.end();
+        self.failed.store(false, Ordering::Release);
+        self.interrupt_status.store(0, Ordering::Release);
+    }
+
+    pub(super) fn needs_reset(&self) -> bool {
+        self.failed.load(Ordering::Acquire)
+    }
+
+    pub(super) fn restore(&self, needs_reset: bool, interrupt_status: u32, generation: u32) {
+        self.failed.store(needs_reset, Ordering::Release);
+        self.interrupt_status.store(interrupt_status, Ordering::Release);
+        self.generation.store(generation, Ordering::Release);
+    }
+
+    pub(super) fn failure(&self) -> Option<String> {
+        self.failure.lock().expect("no panic while locked").clone()
+    }
+
+    /// Signals the driver again: an edge may have been lost.
+    pub(super) fn raise_again(&self) {
+        if self.interrupt_status.load(Ordering::Acquire) != 0 {
+            let _ = self.irq.write(1);
+        }
+    }
+
+    fn raise(&self, bit: u32) {
+        self.interrupt_status.fetch_or(bit, Ordering::AcqRel);
+        // Fails only when the counter is full, and then the line is up already.
+        let _ = self.irq.write(1);
+    }
+}
+
+/// The interrupt of one activation. A handler may leave clones of it behind in
+/// threads of its own; after a reset they are dead.
+#[derive(Clone)]
+pub(super) struct Line {
+    shared: Arc<Shared>,
+    epoch: u32,
+}
+
+impl Line {
+    fn live(&self) -> bool {
+        self.shared.epoch.load(Ordering::Acquire) == self.epoch
+    }
+
+    /// The device cannot go on (section 2.1.1, DEVICE_NEEDS_RESET).
+    pub(super) fn fail(&self, message: String) {
+        if self.live() {
+            *self.shared.failure.lock().expect("no panic while locked") = Some(message);
+            self.shared.failed.store(true, Ordering::Release);
+            self.config();
+        }
+    }
+}
+
+impl Interrupt for Line {
+    fn queue(&self) {
+        if self.live() {
+            self.shared.raise(VIRTIO_MMIO_INT_VRING);
+        }
+    }
+
+    fn config(&self) {
+        if self.live() {
+            self.shared.generation.fetch_add(1, Ordering::AcqRel);
+            self.shared.raise(VIRTIO_MMIO_INT_CONFIG);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_dies_with_its_activation() {
+        let shared = Arc::new(Shared::new().unwrap());
+        let old = shared.begin();
+        old.queue();
+        assert_eq!(shared.interrupt_status.load(Ordering::Acquire), 1);
+        shared.reset();
+        old.queue();
+        old.fail("late".into());
+        assert_eq!(shared.interrupt_status.load(Ordering::Acquire), 0);
+        let new = shared.begin();
+        old.config();
+        assert_eq!(shared.generation.load(Ordering::Acquire), 0);
+        new.config();
+        assert_eq!(shared.interrupt_status.load(Ordering::Acquire), 2);
+        assert_eq!(shared.generation.load(Ordering::Acquire), 1);
+        assert!(!shared.needs_reset());
+        new.fail("now".into());
+        assert!(shared.needs_reset());
+    }
+}
