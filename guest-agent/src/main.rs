@@ -1,2 +1,12 @@
-//! x
-fn main() {}
+//! `/init` of the guest. See the library for what it does.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    bulkhead_agent::roles::dispatch(&std::env::args_os().next().unwrap_or_default());
+    if std::process::id() != 1 {
+        eprintln!("bulkhead-agent: runs as PID 1 of a bulkhead machine, and as nothing else");
+        return ExitCode::from(2);
+    }
+    bulkhead_agent::init::main(bulkhead_agent::server::main)
+}

@@ -1,0 +1,120 @@
+//! Exec: runs a further process in a started container.
+
+use std::os::fd::AsFd;
+use std::rc::Rc;
+
+use oci_spec::runtime::Process as ProcessSpec;
+use protocol::agent::{AgentError, ErrorKind, Exec, Return, Stream};
+use serde::Deserialize;
+
+use super::create::invalid;
+use crate::error::{SystemContext, error};
+use crate::plan::{PlanError, ProcessPlan};
+use crate::roles::channel::FromRole;
+use crate::roles::{self, exec::ExecPlan};
+use crate::spawn::{Spawned, Start, spawn};
+use crate::state::{Agent, Container, Process};
+use crate::stdio::Streams;
+
+/// Returns once execve succeeded, or with its error.
+pub async fn handle(agent: &Rc<Agent>, exec: Exec) -> Result<Return, AgentError> {
+    let container = agent.container(&exec.process.container)?;
+    let Some(id) = &exec.process.exec else {
+        return Err(error(ErrorKind::Invalid, "the exec has no id"));
+    };
+    if !container.is_running() {
+        let message = format!("container {} is not running", container.id);
+        return Err(error(ErrorKind::State, message));
+    }
+    if container.frozen.get() {
+        return Err(error(ErrorKind::State, format!("container {} is paused", container.id)));
+    }
+    container.reserve_exec(id)?;
+    let reservation = Reservation { container: &container, id };
+    let process = run(&container, &exec).await?;
+    std::mem::forget(reservation);
+    let pid = process.pid;
+    container.settle_exec(id, Some(process));
+    Ok(Return::Pid(pid))
+}
+
+struct Reservation<'a> {
+    container: &'a Container,
+    id: &'a str,
+}
+
+impl Drop for Reservation<'_> {
+    fn drop(&mut self) {
+        self.container.settle_exec(self.id, None);
+    }
+}
+
+async fn run(container: &Container, exec: &Exec) -> Result<Rc<Process>, AgentError> {
+    let spec = ProcessSpec::deserialize(&exec.spec).map_err(|e| invalid(&PlanError::Json(e)))?;
+    let process = ProcessPlan::new(&spec, container.seccomp.as_ref(), &container.personality)
+        .map_err(|error| invalid(&error))?;
+    if process.terminal.is_some() != exec.stdio.terminal {
+        let message = "process.terminal: disagrees with the announced streams";
+        return Err(error(ErrorKind::Invalid, message));
+    }
+    let (streams, stdio) = Streams::open(exec.stdio).system(|| "opening the streams".into())?;
+    let init = container.init.pidfd().try_clone_to_owned();
+    let init = init.system(|| "duplicating a descriptor".into())?;
+    let start = Start {
+        role: roles::EXEC,
+        stdio,
+        extra: Some(init.as_fd()),
+        cgroup: container.cgroup.fd(),
+        namespaces: None,
+    };
+    let plan = ExecPlan { process, namespaces: container.namespaces.all() };
+    follow(spawn(start, &plan)?, streams).await
+}
+
+/// Follows the role until the process executes.
+async fn follow(spawned: Spawned, streams: Streams) -> Result<Rc<Process>, AgentError> {
+    let Spawned { pid, pidfd, role } = spawned;
+    // The helper is the agent's child as well, and is reaped by its watcher.
+    let helper = Process::watch(pid, pidfd, Streams::default())
+        .system(|| "watching the exec helper".into())?;
+    let mut streams = Some(streams);
+    let mut process: Option<Rc<Process>> = None;
+    let mut terminal = None;
+    loop {
+        match role.receive().await.system(|| "talking to the process".into())? {
+            Some((FromRole::Process, Some(fd))) => {
+                let pid = pid_of(&fd)?;
+                let streams = streams.take().unwrap_or_default();
+                let watched = Process::watch(pid, fd, streams);
+                process = Some(watched.system(|| "watching the process".into())?);
+            }
+            // Helper and process speak independently: this may come first.
+            Some((FromRole::Terminal, Some(master))) => terminal = Some(master),
+            Some((FromRole::Failed(error), _)) => return Err(error),
+            Some(_) => return Err(error(ErrorKind::System, "the role spoke out of turn")),
+            None => break,
+        }
+    }
+    drop(helper);
+    let process = process.ok_or_else(|| {
+        error(ErrorKind::State, "the exec helper was killed: the container is ending")
+    })?;
+    if let Some(master) = terminal {
+        process
+            .streams
+            .insert(Stream::Terminal, master)
+            .system(|| "keeping the terminal".into())?;
+    }
+    Ok(process)
+}
+
+/// The pid behind a pidfd, in the agent's namespace. A process that has ended
+/// keeps it until it is reaped, which nobody else does.
+fn pid_of(pidfd: &std::os::fd::OwnedFd) -> Result<i32, AgentError> {
+    use std::os::fd::AsRawFd;
+    let path = format!("/proc/self/fdinfo/{}", pidfd.as_raw_fd());
+    let text = std::fs::read_to_string(path).system(|| "reading a pid".into())?;
+    text.lines()
+        .find_map(|line| line.strip_prefix("Pid:")?.trim().parse().ok())
+        .ok_or_else(|| error(ErrorKind::System, "a pidfd without a pid"))
+}
