@@ -1,2 +1,33 @@
-//! x
-fn main() {}
+//! The `bulkhead` command. See `commands` for its verbs.
+
+mod args;
+mod commands;
+mod doctor;
+mod errors;
+mod image_store;
+mod output;
+mod progress;
+mod stdio;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+fn main() -> ExitCode {
+    tracing_subscriber::fmt()
+        .with_env_filter(
+            tracing_subscriber::EnvFilter::try_from_env("BULKHEAD_LOG")
+                .unwrap_or_else(|_| "warn".into()),
+        )
+        .with_writer(std::io::stderr)
+        .without_time()
+        .init();
+    let arguments = match args::Arguments::try_parse() {
+        Ok(arguments) => arguments,
+        Err(error) => return errors::usage(&error),
+    };
+    match commands::dispatch(arguments) {
+        Ok(code) => ExitCode::from(code),
+        Err(error) => errors::report(&error),
+    }
+}

@@ -1,1 +1,32 @@
-//! (see README)
+//! Sandboxes and the containers in them: the one place where images, VMM and
+//! guest agent meet.
+//!
+//! ```text
+//! spec (image configuration + options -> OCI specification)
+//!   \
+//!    container (life cycle across processes: state.json, locks, verbs)
+//!      |            \
+//!    sandbox         streams (stdio between host descriptors and the guest)
+//!    (VMM process,     |
+//!     cgroup, uids)  agent (calls to the guest)
+//! ```
+//!
+//! * [`sandbox`] owns everything on the host that a machine is made of, and
+//!   leaves nothing of it behind.
+//! * [`container`] has one file per verb. What several processes must agree on
+//!   is in files: see its header for the state machine.
+//! * All system calls that need `unsafe` are in `sys`.
+
+pub mod agent;
+pub mod container;
+pub mod dirs;
+pub mod id;
+pub mod limits;
+pub mod log_file;
+pub mod sandbox;
+pub mod signals;
+pub mod spec;
+pub mod streams;
+pub mod sys;
+pub mod time;
+pub mod user;

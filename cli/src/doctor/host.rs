@@ -1,0 +1,129 @@
+//! Kernel, cgroups, namespaces, devices, memory, our own files.
+
+use std::path::Path;
+
+use runtime::limits::{DEFAULT_GUEST_MIB, VMM_HEADROOM_MIB};
+use runtime::sandbox::assets::Assets;
+use runtime::sandbox::{available_mib, cgroup};
+
+use super::Finding;
+
+/// First kernel with id-mapped mounts; cgroup.kill came with 5.14.
+const OLDEST: (u32, u32) = (5, 12);
+
+pub(super) fn root() -> Finding {
+    let subject = "user";
+    if nix::unistd::geteuid().is_root() {
+        return Finding::ok(subject, "root");
+    }
+    let advice = "run it with sudo; the machines themselves run without any privilege";
+    Finding::fail(subject, "not root", advice)
+}
+
+pub(super) fn kernel() -> Finding {
+    let subject = "kernel";
+    let release = nix::sys::utsname::uname()
+        .map(|name| name.release().to_string_lossy().into_owned())
+        .unwrap_or_default();
+    match version(&release) {
+        Some(version) if version < OLDEST => {
+            let advice = "boot Linux 5.12 or later: id-mapped mounts are needed";
+            Finding::fail(subject, format!("Linux {release} is too old"), advice)
+        }
+        Some(version) if version < (5, 14) => {
+            let advice = "Linux 5.14 or later can kill a whole cgroup at once";
+            Finding::warn(subject, format!("Linux {release}"), advice)
+        }
+        Some(_) => Finding::ok(subject, format!("Linux {release}")),
+        None => Finding::warn(subject, format!("unknown release {release:?}"), "check it"),
+    }
+}
+
+fn version(release: &str) -> Option<(u32, u32)> {
+    let mut parts = release.split(|c: char| !c.is_ascii_digit());
+    Some((parts.next()?.parse().ok()?, parts.next()?.parse().ok()?))
+}
+
+pub(super) fn cgroup() -> Finding {
+    let subject = "cgroup v2";
+    let Ok(available) = std::fs::read_to_string(format!("{}/cgroup.controllers", cgroup::ROOT))
+    else {
+        let detail = format!("no cgroup v2 at {}", cgroup::ROOT);
+        let advice = "boot with systemd.unified_cgroup_hierarchy=1, or \
+                      `mount -t cgroup2 none /sys/fs/cgroup`";
+        return Finding::fail(subject, detail, advice);
+    };
+    let missing: Vec<_> =
+        cgroup::CONTROLLERS.into_iter().filter(|name| !cgroup::has(&available, name)).collect();
+    if missing.is_empty() {
+        return Finding::ok(subject, format!("controllers: {}", available.trim()));
+    }
+    let detail = format!("controllers are missing: {}", missing.join(", "));
+    let advice = "they must not be mounted as cgroup v1, nor be disabled on the kernel's command \
+                  line (cgroup_disable=, cgroup_enable=memory)";
+    Finding::fail(subject, detail, advice)
+}
+
+pub(super) fn user_namespaces() -> Finding {
+    let subject = "user namespaces";
+    let limit = std::fs::read_to_string("/proc/sys/user/max_user_namespaces");
+    match limit.ok().and_then(|text| text.trim().parse::<u64>().ok()) {
+        None => {
+            let advice = "the kernel must have CONFIG_USER_NS=y";
+            Finding::fail(subject, "not supported by this kernel", advice)
+        }
+        Some(0) => {
+            let advice = "sysctl -w user.max_user_namespaces=15000";
+            Finding::fail(subject, "forbidden by user.max_user_namespaces=0", advice)
+        }
+        Some(limit) => Finding::ok(subject, format!("up to {limit}")),
+    }
+}
+
+pub(super) fn tun() -> Finding {
+    let subject = "/dev/net/tun";
+    if Path::new("/dev/net/tun").exists() {
+        return Finding::ok(subject, "present");
+    }
+    let advice = "modprobe tun; containers run without a network until then";
+    Finding::warn(subject, "missing", advice)
+}
+
+pub(super) fn memory() -> Finding {
+    let subject = "memory";
+    let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let Some(available) = available_mib(&text) else {
+        return Finding::warn(subject, "unknown", "check that /proc is mounted");
+    };
+    let detail = format!("{available} MiB available");
+    let wanted = u64::from(DEFAULT_GUEST_MIB) + VMM_HEADROOM_MIB;
+    if available < wanted {
+        let advice = "a container is given 512 MiB unless --memory says otherwise; free some";
+        return Finding::warn(subject, detail, advice);
+    }
+    Finding::ok(subject, detail)
+}
+
+pub(super) fn assets() -> Finding {
+    let subject = "bulkhead's files";
+    match Assets::find() {
+        Ok(assets) => {
+            let Assets { vmm, kernel, initrd } = &assets;
+            let paths = [vmm, kernel, initrd].map(|path| path.display().to_string());
+            Finding::ok(subject, paths.join(", "))
+        }
+        Err(error) => Finding::fail(subject, error.to_string(), "build and install them first"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn releases() {
+        assert_eq!(version("6.12.9-amd64"), Some((6, 12)));
+        assert_eq!(version("5.4"), Some((5, 4)));
+        assert_eq!(version("weird"), None);
+    }
+}

@@ -1,0 +1,84 @@
+//! `kill`: a signal for the container's process.
+
+use std::time::Duration;
+
+use protocol::agent::{Call, ErrorKind, ProcessId};
+
+use super::{Container, ContainerError, State};
+use crate::agent::{Agent, AgentError};
+use crate::sandbox::cgroup;
+use crate::signals::SignalNumber;
+
+/// Longest wait for a guest that shall only pass on a signal.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+impl Container {
+    /// The process's name for the agent.
+    pub fn process(&self) -> ProcessId {
+        ProcessId { container: self.id().into(), exec: None }
+    }
+
+    /// Fails unless its process runs.
+    pub(super) fn require_running(&self, verb: &'static str) -> Result<(), ContainerError> {
+        let name = || self.config.name.clone();
+        match self.state()? {
+            Some(State::Running { .. } | State::Paused { .. }) => Ok(()),
+            Some(state) => Err(ContainerError::State { verb, name: name(), state: state.name() }),
+            None => Err(ContainerError::NotFound(name())),
+        }
+    }
+
+    /// Sends a signal to the container's process. SIGKILL also ends a machine
+    /// whose guest does not answer.
+    ///
+    /// # Errors
+    /// When it does not run, or the guest does not answer.
+    pub async fn kill(&self, signal: SignalNumber) -> Result<(), ContainerError> {
+        self.require_running("kill")?;
+        match self.signal(signal).await {
+            Err(_) if signal.0 == libc::SIGKILL && self.has_supervisor() => {
+                self.kill_machine();
+                Ok(())
+            }
+            other => Ok(other?),
+        }
+    }
+
+    /// Asks the agent to send a signal. A process that has just ended is fine.
+    pub(super) async fn signal(&self, signal: SignalNumber) -> Result<(), AgentError> {
+        let sandbox = self.sandbox_dir();
+        let send = async {
+            let agent = Agent::connect(&sandbox).await?;
+            let process = self.process();
+            agent.order(Call::Signal { process, signal: signal.0, all: false }).await
+        };
+        let late = |_| AgentError::TimedOut { what: "signal", limit: PATIENCE };
+        match tokio::time::timeout(PATIENCE, send).await.map_err(late)? {
+            Err(AgentError::Refused(error)) if error.kind == ErrorKind::State => Ok(()),
+            other => other,
+        }
+    }
+
+    /// Ends the machine without asking the guest. Its supervisor, if it lives,
+    /// writes down the end.
+    pub(super) fn kill_machine(&self) {
+        let _ = std::fs::write(cgroup::path_of(self.id()).join("cgroup.kill"), "1");
+    }
+
+    /// Waits until the supervisor has written down the end and is gone; false
+    /// when `limit` passes before.
+    pub async fn wait_gone(&self, limit: Option<Duration>) -> bool {
+        let gone = async {
+            while self.has_supervisor() {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        match limit {
+            None => {
+                gone.await;
+                true
+            }
+            Some(limit) => tokio::time::timeout(limit, gone).await.is_ok(),
+        }
+    }
+}

@@ -1,0 +1,172 @@
+//! Containers across processes: what is in files, who may change it, the verbs.
+//!
+//! ```text
+//!           create            launch            start
+//! (nothing) ------> Created ----------> Ready ---------> Running <--> Paused
+//!                    ^  |                 |                 |            |
+//!                    |  | cannot start    | fails           | ends       | ends
+//!              start |  v                 v                 v            v
+//!                    Stopped { exit code, error } <----------------------+
+//!                       |
+//!                       +--- remove ---> (nothing)
+//! ```
+//!
+//! * `state.json` holds the state, replaced atomically.
+//! * `lock` (flock) is held by whoever changes it: see [`store::VerbLock`].
+//! * `supervisor.lock` (flock) is held by the process that has the sandbox, from
+//!   Ready to Stopped. It alone says whether that process lives: a state that
+//!   needs a supervisor without one is corrected by [`reconcile`].
+//!
+//! Invariant: no verb waits for a container's end while it holds `lock`, because
+//! the supervisor needs it to write down the end.
+
+pub mod config;
+pub mod create;
+pub mod exec;
+pub mod handover;
+pub mod kill;
+pub mod list;
+pub mod reconcile;
+pub mod remove;
+pub mod state;
+pub mod stop;
+pub mod store;
+pub mod supervise;
+
+use std::path::PathBuf;
+
+pub use config::{ContainerConfig, Writable};
+pub use state::State;
+pub use store::{Container, Containers};
+
+/// Why a verb failed.
+#[derive(Debug, thiserror::Error)]
+pub enum ContainerError {
+    /// No such container.
+    #[error("no such container: {0}")]
+    NotFound(String),
+    /// The start of an id fits several.
+    #[error("the id {0} is ambiguous: it is the start of several containers' ids")]
+    Ambiguous(String),
+    /// The name is taken.
+    #[error(
+        "the container name {name:?} is already in use by container {}; remove that one \
+         (`bulkhead rm {name}`) or take another name",
+        crate::id::short(id)
+    )]
+    NameTaken {
+        /// The name.
+        name: String,
+        /// Who has it.
+        id: String,
+    },
+    /// Not a name.
+    #[error("invalid container name {0:?}: only [a-zA-Z0-9][a-zA-Z0-9_.-]+ are allowed")]
+    InvalidName(String),
+    /// Not in this state.
+    #[error("cannot {verb} container {name}: it is {state}")]
+    State {
+        /// What was asked for.
+        verb: &'static str,
+        /// Its name.
+        name: String,
+        /// Its state.
+        state: &'static str,
+    },
+    /// Removal of a running container without force.
+    #[error(
+        "cannot remove container {0}: it is running; stop it first or force its removal with -f"
+    )]
+    StillRunning(String),
+    /// It does not end.
+    #[error("container {name} did not end within {seconds} s although its machine was killed")]
+    Immortal {
+        /// Its name.
+        name: String,
+        /// How long it was waited for.
+        seconds: u64,
+    },
+    /// A file of ours.
+    #[error("cannot access {}", path.display())]
+    Io {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// A file of ours that is damaged.
+    #[error("{} is damaged", path.display())]
+    Damaged {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: serde_json::Error,
+    },
+    /// The sandbox does not start.
+    #[error(transparent)]
+    Launch(#[from] crate::sandbox::LaunchError),
+    /// The guest agent.
+    #[error(transparent)]
+    Agent(#[from] crate::agent::AgentError),
+    /// The specification.
+    #[error(transparent)]
+    Spec(#[from] crate::spec::SpecError),
+    /// The user.
+    #[error(transparent)]
+    User(#[from] crate::user::UserError),
+    /// A limit.
+    #[error(transparent)]
+    Limit(#[from] crate::limits::LimitError),
+    /// The terminal.
+    #[error("the input device is not a TTY")]
+    NotATerminal,
+    /// A signal came before the process had started.
+    #[error("interrupted by signal {0} while starting")]
+    Interrupted(i32),
+    /// The machine was lost under a running process.
+    #[error("the machine of the container ended: {0}")]
+    Lost(std::sync::Arc<crate::sandbox::VmmEnd>),
+    /// What a supervisor in another process said.
+    #[error("{message}")]
+    Remote {
+        /// Its error.
+        message: String,
+        /// Its exit code.
+        code: u8,
+    },
+}
+
+impl ContainerError {
+    /// Exit status of a command that failed with this, as docker's.
+    pub fn exit_code(&self) -> u8 {
+        use protocol::agent::ErrorKind;
+        match self {
+            ContainerError::Agent(crate::agent::AgentError::Refused(error)) => match error.kind {
+                ErrorKind::CommandNotFound => 127,
+                ErrorKind::NotExecutable => 126,
+                _ => 125,
+            },
+            ContainerError::Interrupted(signal) => 128u8.saturating_add(*signal as u8),
+            ContainerError::Lost(_) => 137,
+            ContainerError::Remote { code, .. } => *code,
+            _ => 125,
+        }
+    }
+
+    pub(crate) fn io(path: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> ContainerError {
+        let path = path.into();
+        move |source| ContainerError::Io { path, source }
+    }
+}
+
+/// An error with all its sources in one line.
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(source) = next {
+        text.push_str(": ");
+        text.push_str(&source.to_string());
+        next = source.source();
+    }
+    text
+}

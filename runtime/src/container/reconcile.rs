@@ -1,0 +1,75 @@
+//! The truth about containers whose supervisor died.
+//!
+//! A supervisor that is killed takes its VMM along (the control socket closes),
+//! but cannot write that down, nor remove the cgroup and the directory. Whoever
+//! looks next does.
+
+use super::store::VerbLock;
+use super::{Container, ContainerError, State};
+use crate::dirs;
+use crate::sandbox::cgroup;
+
+/// Exit code of what was killed.
+const KILLED: u8 = 137;
+
+impl Container {
+    /// The state as it is. Corrects what is written if need be; `None` when the
+    /// container was one to remove at its end and is gone by that.
+    ///
+    /// # Errors
+    /// When files cannot be read or written.
+    pub fn state(&self) -> Result<Option<State>, ContainerError> {
+        let state = self.written_state()?;
+        if !state.needs_supervisor() || self.has_supervisor() {
+            return Ok(Some(state));
+        }
+        match self.try_lock() {
+            Ok(Some(lock)) => self.reconcile(lock),
+            // Somebody is changing it; the supervisor may just be ending.
+            Ok(None) => self.written_state().map(Some),
+            Err(ContainerError::NotFound(_)) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// As [`Container::state`], with the lock.
+    pub(super) fn reconcile(&self, lock: VerbLock) -> Result<Option<State>, ContainerError> {
+        let state = self.written_state()?;
+        if !state.needs_supervisor() || self.has_supervisor() {
+            return Ok(Some(state));
+        }
+        self.purge_sandbox();
+        if self.config.auto_remove {
+            self.erase(lock)?;
+            return Ok(None);
+        }
+        let error = "the process that supervised the container was killed".to_string();
+        let stopped = state.stopped(KILLED, false, Some(error));
+        self.write_state(&lock, &stopped)?;
+        Ok(Some(stopped))
+    }
+
+    /// Kills and removes what is left of a sandbox without a supervisor.
+    pub(super) fn purge_sandbox(&self) {
+        cgroup::purge(self.id());
+        if let Err(error) = dirs::remove_tree(&self.sandbox_dir()) {
+            tracing::warn!("cannot remove a sandbox's directory: {error}");
+        }
+    }
+
+    /// Removes all files of the container. config.json goes first: without it
+    /// the container does not exist, whatever happens to the rest.
+    pub(super) fn erase(&self, _: VerbLock) -> Result<(), ContainerError> {
+        let lib = self.lib_dir();
+        let config = lib.join("config.json");
+        match std::fs::remove_file(&config) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                return Err(ContainerError::io(config)(error));
+            }
+            _ => {}
+        }
+        dirs::remove_tree(&lib).map_err(ContainerError::io(&lib))?;
+        let run = self.run_dir();
+        dirs::remove_tree(&run).map_err(ContainerError::io(&run))
+    }
+}

@@ -1,0 +1,273 @@
+//! `start`: from Created to Stopped, in the process that has the sandbox.
+//!
+//! ```text
+//! Supervisor::begin   locks; nothing runs
+//!   .launch           sandbox up, container built, streams attached   -> Ready
+//!   .start            the process runs; the verb lock is given back   -> Running
+//!   .wait             its end, or the machine's
+//!   .finish           last bytes, power-off, state written, --rm      -> Stopped
+//! ```
+
+use std::os::fd::OwnedFd;
+use std::time::Duration;
+
+use protocol::agent::{Call, Event, Exit};
+
+use super::state::Machine;
+use super::store::{SupervisorLock, VerbLock};
+use super::{Container, ContainerError, State, chain};
+use crate::agent::AgentError;
+use crate::sandbox::{Sandbox, SandboxConfig, boot_timeout};
+use crate::streams::forward::{Caught, follow_size};
+use crate::streams::terminal::RawTerminal;
+use crate::streams::{HostStdio, Streams};
+use crate::time::Timestamp;
+
+/// How long an output may stay silent after its container's end.
+const OUTPUT_GRACE: Duration = Duration::from_secs(5);
+/// How long a guest may take to sync and power off.
+const POWER_OFF: Duration = Duration::from_secs(10);
+/// How long a broken connection may precede the news that the VMM ended.
+const POST_MORTEM: Duration = Duration::from_secs(5);
+
+/// What the container is attached to.
+#[derive(Default)]
+pub struct Attachment {
+    /// Its stdio.
+    pub stdio: HostStdio,
+    /// The person's terminal, to be made raw.
+    pub terminal: Option<OwnedFd>,
+    /// Signals to pass on.
+    pub signals: Option<Caught>,
+}
+
+/// How a container ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Outcome {
+    /// Exit code as shells count.
+    pub exit_code: u8,
+    /// Whether the guest's OOM killer struck.
+    pub oom: bool,
+    /// Why, when not by itself.
+    pub error: Option<String>,
+}
+
+/// The right to run a container.
+struct Supervisor<'a> {
+    container: &'a Container,
+    verb: VerbLock,
+    alive: SupervisorLock,
+}
+
+/// A process that runs.
+struct Running<'a> {
+    container: &'a Container,
+    alive: SupervisorLock,
+    sandbox: Sandbox,
+    streams: Streams,
+    terminal: Option<RawTerminal>,
+    signals: Option<Caught>,
+}
+
+/// Runs the container to its end. `started` is called once its process runs.
+///
+/// # Errors
+/// When it cannot be started; the state then says so, and nothing is left
+/// running. What happens later is an [`Outcome`].
+pub async fn run(
+    container: &Container,
+    attachment: Attachment,
+    started: impl FnOnce(),
+) -> Result<Outcome, ContainerError> {
+    let supervisor = Supervisor::begin(container)?;
+    let mut running = supervisor.start(attachment).await?;
+    started();
+    let outcome = running.wait().await;
+    running.finish(outcome).await
+}
+
+impl<'a> Supervisor<'a> {
+    fn begin(container: &'a Container) -> Result<Supervisor<'a>, ContainerError> {
+        let verb = container.lock()?;
+        let state = container.written_state()?;
+        if container.has_supervisor() || state.needs_supervisor() {
+            let (verb, name) = ("start", container.config.name.clone());
+            return Err(ContainerError::State { verb, name, state: state.name() });
+        }
+        let alive = container.become_supervisor()?;
+        if state != State::Created {
+            container.write_state(&verb, &State::Created)?;
+        }
+        Ok(Supervisor { container, verb, alive })
+    }
+
+    async fn start(self, attachment: Attachment) -> Result<Running<'a>, ContainerError> {
+        let Supervisor { container, verb, alive } = self;
+        match bring_up(container, &verb, attachment).await {
+            Ok((sandbox, streams, terminal, signals)) => {
+                Ok(Running { container, alive, sandbox, streams, terminal, signals })
+            }
+            Err(error) => {
+                let state = container.written_state()?;
+                let why = Some(chain(&error));
+                container.write_state(&verb, &state.stopped(error.exit_code(), false, why))?;
+                drop(alive);
+                if container.config.auto_remove {
+                    container.erase(verb)?;
+                }
+                Err(error)
+            }
+        }
+    }
+}
+
+type Live = (Sandbox, Streams, Option<RawTerminal>, Option<Caught>);
+
+/// From nothing to a running process. What exists when it fails or is dropped
+/// frees itself.
+async fn bring_up(
+    container: &Container,
+    verb: &VerbLock,
+    mut attachment: Attachment,
+) -> Result<Live, ContainerError> {
+    let mut signals = attachment.signals.take();
+    let interrupted = async {
+        let Some(caught) = &mut signals else { return std::future::pending().await };
+        loop {
+            let signal = caught.next().await;
+            if [libc::SIGINT, libc::SIGTERM, libc::SIGHUP].contains(&signal) {
+                return signal;
+            }
+        }
+    };
+    let (sandbox, streams, terminal) = tokio::select! {
+        live = build(container, verb, attachment) => live?,
+        signal = interrupted => return Err(ContainerError::Interrupted(signal)),
+    };
+    Ok((sandbox, streams, terminal, signals))
+}
+
+async fn build(
+    container: &Container,
+    verb: &VerbLock,
+    attachment: Attachment,
+) -> Result<(Sandbox, Streams, Option<RawTerminal>), ContainerError> {
+    let config = &container.config;
+    let mut sandbox = Sandbox::launch(&SandboxConfig {
+        id: config.id.clone(),
+        dirs: container.dirs().clone(),
+        shape: config.shape,
+        shares: config.shares(&container.rw_dir()),
+        cmdline: Vec::new(),
+        boot_timeout: boot_timeout(),
+    })
+    .await?;
+    let agent = sandbox.agent().clone();
+    let create = config.create_call(attachment.stdio.announced());
+    let started = async {
+        agent.order(Call::Create(Box::new(create))).await?;
+        let directory = sandbox.directory().to_owned();
+        let process = container.process();
+        Streams::attach(&directory, &process, attachment.stdio).await.map_err(AgentError::from)
+    };
+    let streams = match started.await {
+        Ok(streams) => streams,
+        Err(error) => return Err(or_lost(error, &sandbox).await),
+    };
+    let machine = Machine {
+        supervisor: std::process::id() as i32,
+        vmm: sandbox.vmm().pid(),
+        uid_base: sandbox.uid_base(),
+        kernel: sandbox.greeting().hello.kernel.clone(),
+        timings: sandbox.timings().clone(),
+    };
+    container.write_state(verb, &State::Ready { machine: machine.clone() })?;
+    let not_a_terminal = |_| ContainerError::NotATerminal;
+    let terminal =
+        attachment.terminal.map(RawTerminal::enter).transpose().map_err(not_a_terminal)?;
+    if let Some((rows, columns)) = terminal.as_ref().and_then(RawTerminal::size) {
+        // Before the start, so that the process never sees another size.
+        let process = container.process();
+        let _ = agent.order(Call::Resize { process, rows, columns }).await;
+    }
+    if let Err(error) = agent.order(Call::Start { container: config.id.clone() }).await {
+        return Err(or_lost(error, &sandbox).await);
+    }
+    let state = State::Running { machine, started: Timestamp::now() };
+    container.write_state(verb, &state)?;
+    Ok((sandbox, streams, terminal))
+}
+
+/// The machine's end, where that is why the agent does not answer.
+async fn or_lost(error: AgentError, sandbox: &Sandbox) -> ContainerError {
+    if !matches!(error, AgentError::Closed(_) | AgentError::Connect(_)) {
+        return error.into();
+    }
+    match tokio::time::timeout(POST_MORTEM, sandbox.vmm().ended()).await {
+        Ok(end) => ContainerError::Lost(end),
+        Err(_) => error.into(),
+    }
+}
+
+impl Running<'_> {
+    /// Waits for the process's end, passing on signals and sizes meanwhile.
+    async fn wait(&mut self) -> Outcome {
+        let agent = self.sandbox.agent().clone();
+        let process = self.container.process();
+        let mut oom_seen = false;
+        let result = {
+            let vmm_end = self.sandbox.vmm().ended();
+            let resize = follow_size(&agent, &process, self.terminal.as_ref());
+            let signals = async {
+                match &mut self.signals {
+                    Some(caught) => caught.forward(&agent, &process).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                exit = agent.wait(process.clone()) => exit.map_err(Some),
+                _ = vmm_end => Err(None),
+                () = resize => Err(None),
+                () = signals => Err(None),
+            }
+        };
+        while let Ok(event) = self.sandbox.greeting().events.try_recv() {
+            oom_seen |= matches!(event, Event::Oom { .. });
+        }
+        match result {
+            Ok(exit) => of_exit(exit, oom_seen),
+            Err(error) => self.lost(error).await,
+        }
+    }
+
+    async fn lost(&self, error: Option<AgentError>) -> Outcome {
+        let end = tokio::time::timeout(POST_MORTEM, self.sandbox.vmm().ended()).await;
+        let why = match (end, error) {
+            (Ok(end), _) => chain(&ContainerError::Lost(end)),
+            (Err(_), Some(error)) => chain(&error),
+            (Err(_), None) => "the machine of the container was lost".into(),
+        };
+        Outcome { exit_code: 137, oom: false, error: Some(why) }
+    }
+
+    /// Takes everything down and writes the end.
+    async fn finish(self, outcome: Outcome) -> Result<Outcome, ContainerError> {
+        let Running { container, alive, sandbox, streams, terminal, signals } = self;
+        streams.finish(OUTPUT_GRACE).await;
+        drop((terminal, signals));
+        sandbox.shutdown(POWER_OFF).await;
+        let lock = container.lock()?;
+        let state = container.written_state()?;
+        let stopped = state.stopped(outcome.exit_code, outcome.oom, outcome.error.clone());
+        container.write_state(&lock, &stopped)?;
+        drop(alive);
+        if container.config.auto_remove {
+            container.erase(lock)?;
+        }
+        Ok(outcome)
+    }
+}
+
+fn of_exit(exit: Exit, oom_seen: bool) -> Outcome {
+    Outcome { exit_code: exit.status(), oom: exit.oom || oom_seen, error: None }
+}

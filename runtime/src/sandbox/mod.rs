@@ -1,0 +1,364 @@
+//! A machine on the host: VMM process, cgroup, host uids, directory, agent.
+//!
+//! ```text
+//! SandboxConfig
+//!   -> resources (uids, cgroup, directory with vsock.sock)     each frees itself
+//!   -> spawn: VMM held in new namespaces, ids mapped             when dropped
+//!   -> shares: detached mounts, id-mapped to those namespaces
+//!   -> Boot + descriptors
+//!   -> Running(timings) -> GuestConnect -> Hello
+//! Sandbox { agent, vmm } ... shutdown() or drop: nothing is left
+//! ```
+//!
+//! Invariant: no mount of a sandbox is ever in the host's mount namespace, and
+//! the VMM runs without privilege from its first instruction on.
+
+pub mod assets;
+pub mod cgroup;
+pub mod ended;
+mod error;
+mod resources;
+pub mod share;
+mod tail;
+pub mod uids;
+pub mod vmm;
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use protocol::machine::{FdIndex, MachineConfig, Request, Share, ShareKind, Timings};
+use serde::{Deserialize, Serialize};
+
+use crate::agent::{Agent, Greeting};
+use crate::dirs::Dirs;
+use crate::limits::Shape;
+
+pub use ended::VmmEnd;
+pub use error::LaunchError;
+use resources::Resources;
+use vmm::{VmmEvent, VmmHandle};
+
+/// What a sandbox is made from.
+#[derive(Debug, Clone)]
+pub struct SandboxConfig {
+    /// Its id, unique on the host.
+    pub id: String,
+    /// Where state lies.
+    pub dirs: Dirs,
+    /// Size of the machine.
+    pub shape: Shape,
+    /// Directories and files that the guest sees.
+    pub shares: Vec<ShareConfig>,
+    /// Words added to the kernel's command line.
+    pub cmdline: Vec<String>,
+    /// Longest time from the start of the VMM to the agent's first message.
+    pub boot_timeout: Duration,
+}
+
+/// A directory or file of the host that the guest sees.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ShareConfig {
+    /// One path component, unique among shares of a kind.
+    pub name: String,
+    /// What the guest may cache.
+    pub kind: ShareKind,
+    /// Path on the host.
+    pub source: PathBuf,
+    /// Refuse writes.
+    #[serde(default)]
+    pub read_only: bool,
+}
+
+impl ShareConfig {
+    /// Path in the guest's share tree.
+    pub fn guest_path(&self) -> String {
+        format!("{}/{}", self.kind.dir(), self.name)
+    }
+}
+
+/// How long the start took, in microseconds since it was asked for.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LaunchTimings {
+    /// The VMM process exists.
+    pub spawned_us: u64,
+    /// Mounts were made and the machine's description sent.
+    pub boot_sent_us: u64,
+    /// The VMM said that the vCPUs run.
+    pub running_us: u64,
+    /// The agent's first message was read.
+    pub agent_us: u64,
+    /// The guest's own clock at that message.
+    pub guest_uptime_us: u64,
+    /// The VMM's own stages.
+    pub vmm: Timings,
+}
+
+/// A running machine whose agent answers.
+#[derive(Debug)]
+pub struct Sandbox {
+    // Dropped in this order: the process before what it uses.
+    agent: Agent,
+    vmm: VmmHandle,
+    resources: Resources,
+    greeting: Greeting,
+    timings: LaunchTimings,
+}
+
+/// `BULKHEAD_BOOT_TIMEOUT` in seconds, or 30 s.
+pub fn boot_timeout() -> Duration {
+    let seconds = std::env::var("BULKHEAD_BOOT_TIMEOUT").ok();
+    let seconds = seconds.and_then(|text| text.parse().ok()).filter(|&seconds| seconds > 0);
+    Duration::from_secs(seconds.unwrap_or(30))
+}
+
+impl Sandbox {
+    /// Starts a machine and waits for its agent.
+    ///
+    /// # Errors
+    /// With the reason; nothing is left behind.
+    pub async fn launch(config: &SandboxConfig) -> Result<Sandbox, LaunchError> {
+        let begin = Instant::now();
+        let micros = || begin.elapsed().as_micros() as u64;
+        let assets = assets::Assets::find()?.open()?;
+        check_memory(config.shape)?;
+        let resources = Resources::acquire(config)?;
+        let held = vmm::spawn(&assets.vmm, resources.cgroup.directory())?;
+        let mut timings = LaunchTimings { spawned_us: micros(), ..LaunchTimings::default() };
+        let shares = match prepare(&held.process, &resources, &config.shares) {
+            Ok(shares) => shares,
+            Err(error) => {
+                held.process.abandon();
+                return Err(error);
+            }
+        };
+        let (vmm, mut events, console) = held.go()?;
+        let (machine, fds) = describe(config, &assets, &resources, console, shares);
+        let boot = vmm.request(Request::Boot(Box::new(machine)), fds);
+        timings.boot_sent_us = micros();
+        let deadline = begin + config.boot_timeout;
+        let greeting = tokio::select! {
+            biased;
+            result = first_contact(boot, &mut events, &mut timings, begin) => result,
+            end = vmm.ended() => Err(LaunchError::Vmm(end)),
+            () = tokio::time::sleep_until(deadline.into()) => Err(LaunchError::NoAnswer {
+                seconds: config.boot_timeout.as_secs(),
+                console: vmm.console_tail(),
+            }),
+        };
+        let (agent, greeting) = match greeting {
+            Ok(greeting) => greeting,
+            Err(error) => return Err(explain(error, &vmm).await),
+        };
+        timings.agent_us = micros();
+        timings.guest_uptime_us = greeting.hello.uptime_us;
+        tokio::spawn(async move { while events.recv().await.is_some() {} });
+        Ok(Sandbox { agent, vmm, resources, greeting, timings })
+    }
+
+    /// The connection to the agent.
+    pub fn agent(&self) -> &Agent {
+        &self.agent
+    }
+
+    /// The VMM process.
+    pub fn vmm(&self) -> &VmmHandle {
+        &self.vmm
+    }
+
+    /// What the guest said of itself, and its events.
+    pub fn greeting(&mut self) -> &mut Greeting {
+        &mut self.greeting
+    }
+
+    /// How long the start took.
+    pub fn timings(&self) -> &LaunchTimings {
+        &self.timings
+    }
+
+    /// The directory that holds the vsock socket.
+    pub fn directory(&self) -> &Path {
+        self.resources.directory()
+    }
+
+    /// First of the host uids that the machine has for itself.
+    pub fn uid_base(&self) -> u32 {
+        self.resources.uids.base()
+    }
+
+    /// Lets the guest sync and power off, and kills it if it takes longer than
+    /// `limit`. Nothing is left afterwards.
+    pub async fn shutdown(self, limit: Duration) {
+        let agent = self.agent.clone().with_timeout(limit);
+        let off = async {
+            // There is no answer to it: only the machine's end tells.
+            let _ = agent.call(protocol::agent::Call::PowerOff).await;
+            std::future::pending::<()>().await;
+        };
+        tokio::select! {
+            () = off => {}
+            _ = self.vmm.ended() => {}
+            () = tokio::time::sleep(limit) => {}
+        }
+    }
+}
+
+/// Maps the ids of the held process and makes its mounts.
+fn prepare(
+    process: &crate::sys::process::Held,
+    resources: &Resources,
+    shares: &[ShareConfig],
+) -> Result<Vec<(Share, OwnedFd)>, LaunchError> {
+    process
+        .map_ids(resources.uids.base(), uids::RANGE)
+        .map_err(|source| LaunchError::Namespace { what: "map the ids", source })?;
+    let userns = process
+        .user_namespace()
+        .map_err(|source| LaunchError::Namespace { what: "open the user namespace", source })?;
+    // Besides the shares: kvm, kernel, initrd, console, vsock listener.
+    let limit = protocol::machine::MAX_FDS - 5;
+    if shares.len() > limit {
+        return Err(LaunchError::TooManyShares { count: shares.len(), limit });
+    }
+    shares.iter().map(|share| Ok(share::detach(share, userns.as_fd())?)).collect()
+}
+
+/// The machine's description and the descriptors that it names.
+fn describe(
+    config: &SandboxConfig,
+    assets: &assets::OpenAssets,
+    resources: &Resources,
+    console: OwnedFd,
+    shares: Vec<(Share, OwnedFd)>,
+) -> (MachineConfig, Vec<OwnedFd>) {
+    let mut fds: Vec<OwnedFd> = Vec::new();
+    let mut add = |fd: OwnedFd| {
+        fds.push(fd);
+        FdIndex(fds.len() as u32 - 1)
+    };
+    // A descriptor that cannot be duplicated is one too many for this process;
+    // the message then names too few and the VMM refuses it.
+    let copy = |fd: BorrowedFd| fd.try_clone_to_owned().ok();
+    let mut machine = MachineConfig {
+        version: protocol::PROTOCOL_VERSION,
+        id: crate::id::short(&config.id).to_owned(),
+        memory_mib: config.shape.memory_mib,
+        vcpus: config.shape.vcpus,
+        kvm: FdIndex(u32::MAX),
+        kernel: FdIndex(u32::MAX),
+        initrd: FdIndex(u32::MAX),
+        cmdline: config.cmdline.clone(),
+        console: Some(add(console)),
+        vsock_listener: copy(resources.listener()).map(&mut add),
+        shares: Vec::new(),
+        disks: Vec::new(),
+        balloon: true,
+    };
+    for (slot, fd) in [
+        (&mut machine.kvm, assets.kvm.as_fd()),
+        (&mut machine.kernel, assets.kernel.as_fd()),
+        (&mut machine.initrd, assets.initrd.as_fd()),
+    ] {
+        if let Some(fd) = copy(fd) {
+            *slot = add(fd);
+        }
+    }
+    for (mut share, mount) in shares {
+        share.mount = add(mount);
+        machine.shares.push(share);
+    }
+    (machine, fds)
+}
+
+/// Waits for the agent's hello on the connection that the guest makes.
+async fn first_contact(
+    boot: vmm::Pending,
+    events: &mut tokio::sync::mpsc::Receiver<VmmEvent>,
+    timings: &mut LaunchTimings,
+    begin: Instant,
+) -> Result<(Agent, Greeting), LaunchError> {
+    let mut boot = std::pin::pin!(boot);
+    let mut booted = false;
+    loop {
+        let event = tokio::select! {
+            reply = &mut boot, if !booted => {
+                reply?;
+                booted = true;
+                continue;
+            }
+            event = events.recv() => event,
+        };
+        match event {
+            Some(VmmEvent::Running(stages)) => {
+                timings.running_us = begin.elapsed().as_micros() as u64;
+                timings.vmm = stages;
+            }
+            Some(VmmEvent::GuestConnect { port, stream }) => {
+                if port == protocol::vsock::READY_PORT {
+                    // The caller's deadline bounds this wait.
+                    let never = Duration::from_secs(86_400);
+                    return Ok(Agent::greet(stream, never).await?);
+                }
+            }
+            // The VMM ended; the caller waits for the reason.
+            None => std::future::pending().await,
+        }
+    }
+}
+
+/// The VMM's own reason, where it has one, instead of a broken connection.
+async fn explain(error: LaunchError, vmm: &VmmHandle) -> LaunchError {
+    if !matches!(error, LaunchError::Control(_) | LaunchError::Agent(_)) {
+        return error;
+    }
+    match tokio::time::timeout(Duration::from_secs(2), vmm.ended()).await {
+        Ok(end) => LaunchError::Vmm(end),
+        Err(_) => error,
+    }
+}
+
+/// Refuses a machine that the host has no memory for.
+fn check_memory(shape: Shape) -> Result<(), LaunchError> {
+    let available = std::fs::read_to_string("/proc/meminfo")
+        .ok()
+        .and_then(|text| available_mib(&text))
+        .unwrap_or(u64::MAX);
+    let needed = u64::from(shape.memory_mib);
+    if available < needed {
+        return Err(LaunchError::Memory { needed, available });
+    }
+    Ok(())
+}
+
+/// MemAvailable of /proc/meminfo in MiB.
+pub fn available_mib(meminfo: &str) -> Option<u64> {
+    let line = meminfo.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    Some(line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()? / 1024)
+}
+
+/// The end of a VMM, shared by all who wait for it.
+pub type SharedEnd = Arc<VmmEnd>;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn meminfo_is_read() {
+        let text = "MemTotal:  100 kB\nMemAvailable:    2097152 kB\n";
+        assert_eq!(available_mib(text), Some(2048));
+        assert_eq!(available_mib("nothing"), None);
+    }
+
+    #[test]
+    fn shares_are_found_by_kind_and_name() {
+        let share = ShareConfig {
+            name: "l3".into(),
+            kind: ShareKind::Immutable,
+            source: "/x".into(),
+            read_only: true,
+        };
+        assert_eq!(share.guest_path(), "immutable/l3");
+    }
+}

@@ -1,0 +1,74 @@
+//! What a sandbox occupies on the host besides its process.
+
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+
+use super::cgroup::{self, Cgroup};
+use super::uids::UidRange;
+use super::{LaunchError, SandboxConfig};
+use crate::dirs;
+
+/// Name of the vsock socket in the sandbox's directory.
+pub const SOCKET: &str = "vsock.sock";
+
+/// Freed in this order, after the process.
+#[derive(Debug)]
+pub(super) struct Resources {
+    pub(super) cgroup: Cgroup,
+    directory: Directory,
+    pub(super) uids: UidRange,
+}
+
+#[derive(Debug)]
+struct Directory {
+    path: PathBuf,
+    listener: UnixListener,
+}
+
+impl Resources {
+    pub(super) fn acquire(config: &SandboxConfig) -> Result<Resources, LaunchError> {
+        let uids = UidRange::take(&config.dirs.uids(), &config.id, cgroup::populated)?;
+        let directory = Directory::create(config.dirs.sandbox(&config.id))?;
+        let cgroup = Cgroup::create(&config.id, &config.shape)?;
+        Ok(Resources { cgroup, directory, uids })
+    }
+
+    pub(super) fn directory(&self) -> &Path {
+        &self.directory.path
+    }
+
+    pub(super) fn listener(&self) -> BorrowedFd<'_> {
+        self.directory.listener.as_fd()
+    }
+}
+
+impl Directory {
+    fn create(path: PathBuf) -> Result<Directory, LaunchError> {
+        let make = || -> std::io::Result<UnixListener> {
+            // What an earlier sandbox of this id left when it was killed.
+            dirs::remove_tree(&path)?;
+            dirs::make_private(&path)?;
+            let mut options = std::fs::File::options();
+            let directory = options.read(true).custom_flags(libc::O_DIRECTORY).open(&path)?;
+            // By descriptor: a socket's path is limited to 108 bytes.
+            UnixListener::bind(format!("/proc/self/fd/{}/{SOCKET}", directory.as_raw_fd()))
+        };
+        match make() {
+            Ok(listener) => Ok(Directory { path, listener }),
+            Err(source) => {
+                let _ = dirs::remove_tree(&path);
+                Err(LaunchError::Directory { path, source })
+            }
+        }
+    }
+}
+
+impl Drop for Directory {
+    fn drop(&mut self) {
+        if let Err(error) = dirs::remove_tree(&self.path) {
+            tracing::warn!("cannot remove a sandbox's directory: {error}");
+        }
+    }
+}

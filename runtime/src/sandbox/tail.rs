@@ -1,0 +1,79 @@
+//! The last bytes of what another process writes to a pipe.
+
+use std::collections::VecDeque;
+use std::os::fd::OwnedFd;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use nix::fcntl::OFlag;
+use tokio::io::AsyncReadExt;
+use tokio::net::unix::pipe::Receiver;
+use tokio::task::JoinHandle;
+
+/// How many bytes are kept.
+const KEPT: usize = 8 << 10;
+
+/// Reads a pipe to its end and remembers the last bytes.
+#[derive(Debug)]
+pub(super) struct Tail {
+    bytes: Arc<Mutex<VecDeque<u8>>>,
+    task: JoinHandle<()>,
+}
+
+impl Tail {
+    /// The reading end, and the end to write to.
+    pub(super) fn pipe() -> std::io::Result<(Tail, OwnedFd)> {
+        let (read, write) = nix::unistd::pipe2(OFlag::O_CLOEXEC)?;
+        let mut receiver = Receiver::from_owned_fd(read)?;
+        let bytes = Arc::new(Mutex::new(VecDeque::new()));
+        let kept = bytes.clone();
+        let task = tokio::spawn(async move {
+            let mut chunk = [0; 4096];
+            while let Ok(length @ 1..) = receiver.read(&mut chunk).await {
+                let mut kept = kept.lock().unwrap_or_else(PoisonError::into_inner);
+                kept.extend(&chunk[..length]);
+                let excess = kept.len().saturating_sub(KEPT);
+                kept.drain(..excess);
+            }
+        });
+        Ok((Tail { bytes, task }, write))
+    }
+
+    /// What was read last.
+    pub(super) fn text(&self) -> String {
+        let mut bytes = self.bytes.lock().unwrap_or_else(PoisonError::into_inner);
+        String::from_utf8_lossy(bytes.make_contiguous()).into_owned()
+    }
+
+    /// Waits for the end of the pipe, at most `limit`.
+    pub(super) async fn finish(&mut self, limit: std::time::Duration) -> String {
+        let _ = tokio::time::timeout(limit, &mut self.task).await;
+        self.text()
+    }
+}
+
+impl Drop for Tail {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn the_last_bytes_are_kept() {
+        let (mut tail, write) = Tail::pipe().unwrap();
+        let writer = std::thread::spawn(move || {
+            let mut write = std::fs::File::from(write);
+            write.write_all(&vec![b'x'; 100_000]).unwrap();
+            write.write_all(b"the end").unwrap();
+        });
+        let text = tail.finish(std::time::Duration::from_secs(10)).await;
+        writer.join().unwrap();
+        assert_eq!(text.len(), KEPT);
+        assert!(text.ends_with("xthe end"));
+    }
+}

@@ -1,0 +1,150 @@
+//! Ranges of host uids, one per live sandbox.
+//!
+//! A range is taken by locking a file, so that the kernel frees it however its
+//! owner ends; one that ends well removes the file as well. The file holds the id of the sandbox that had it last: if that
+//! sandbox's cgroup still has a process (its supervisor died a moment ago), the
+//! range is passed over.
+
+use std::fs::{File, Metadata, TryLockError};
+use std::io::{Read, Seek, Write};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+/// Number of ids of a range.
+pub const RANGE: u32 = 65_536;
+/// First id of the first range: above those that systems give to users,
+/// containers and systemd's dynamic users.
+pub const FIRST: u32 = 0x6000_0000;
+/// Number of ranges.
+pub const COUNT: u32 = 4096;
+
+/// Why no range is to be had.
+#[derive(Debug, thiserror::Error)]
+pub enum UidError {
+    /// All are in use.
+    #[error("all {COUNT} ranges of host uids are in use: too many sandboxes run")]
+    Exhausted,
+    /// A lock file.
+    #[error("cannot lock a range of host uids in {}", path.display())]
+    Lock {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+}
+
+/// A range of host uids, ours as long as this lives.
+#[derive(Debug)]
+pub struct UidRange {
+    index: u32,
+    path: PathBuf,
+    _lock: File,
+}
+
+impl Drop for UidRange {
+    fn drop(&mut self) {
+        // Under the lock: whoever opened it meanwhile sees that it is gone.
+        let _ = std::fs::remove_file(&self.path);
+    }
+}
+
+impl UidRange {
+    /// Takes a free range for sandbox `id`. `alive` tells whether a sandbox
+    /// still has processes.
+    ///
+    /// # Errors
+    /// When none is free or the directory cannot be used.
+    pub fn take(
+        directory: &Path,
+        id: &str,
+        alive: impl Fn(&str) -> bool,
+    ) -> Result<UidRange, UidError> {
+        let fail = |path: &Path| {
+            let path = path.to_owned();
+            move |source| UidError::Lock { path, source }
+        };
+        crate::dirs::make_private(directory).map_err(fail(directory))?;
+        // Spread, so that sandboxes started at once do not queue for one file.
+        let seed =
+            id.bytes().fold(0u32, |sum, byte| sum.wrapping_mul(31).wrapping_add(byte.into()));
+        for step in 0..COUNT {
+            let index = seed.wrapping_add(step) % COUNT;
+            let path = directory.join(index.to_string());
+            let mut options = File::options();
+            options.read(true).write(true).create(true).truncate(false).mode(0o600);
+            let mut lock = options.open(&path).map_err(fail(&path))?;
+            match lock.try_lock() {
+                Ok(()) => {}
+                Err(TryLockError::WouldBlock) => continue,
+                Err(TryLockError::Error(source)) => return Err(fail(&path)(source)),
+            }
+            if !is_at(&lock, &path) {
+                // Its last owner removed it between our two calls.
+                continue;
+            }
+            let mut last = String::new();
+            lock.read_to_string(&mut last).map_err(fail(&path))?;
+            if !last.is_empty() && alive(&last) {
+                continue;
+            }
+            let write = |lock: &mut File| -> std::io::Result<()> {
+                lock.set_len(0)?;
+                lock.rewind()?;
+                lock.write_all(id.as_bytes())
+            };
+            write(&mut lock).map_err(fail(&path))?;
+            return Ok(UidRange { index, path, _lock: lock });
+        }
+        Err(UidError::Exhausted)
+    }
+
+    /// First id of the range.
+    pub fn base(&self) -> u32 {
+        FIRST + self.index * RANGE
+    }
+}
+
+/// Whether `path` still names `file`.
+fn is_at(file: &File, path: &Path) -> bool {
+    let id = |metadata: Metadata| (metadata.dev(), metadata.ino());
+    let (ours, there) = (file.metadata().map(id), path.metadata().map(id));
+    matches!((ours, there), (Ok(ours), Ok(there)) if ours == there)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ranges_are_disjoint_and_come_back() {
+        let dir = tempfile::tempdir().unwrap();
+        let take = |id: &str| UidRange::take(dir.path(), id, |_| false).unwrap();
+        let (a, b) = (take("same"), take("same"));
+        assert!(a.base().abs_diff(b.base()) >= RANGE);
+        let base = a.base();
+        drop(a);
+        assert_eq!(take("same").base(), base);
+    }
+
+    #[test]
+    fn a_range_whose_last_owner_still_lives_is_passed_over() {
+        let dir = tempfile::tempdir().unwrap();
+        let first = UidRange::take(dir.path(), "one", |_| false).unwrap();
+        // What a killed owner leaves.
+        std::fs::copy(&first.path, dir.path().join("left")).unwrap();
+        let path = first.path.clone();
+        let base = first.base();
+        drop(first);
+        std::fs::rename(dir.path().join("left"), path).unwrap();
+        let second = UidRange::take(dir.path(), "one", |id| id == "one").unwrap();
+        assert_ne!(second.base(), base);
+        drop(second);
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn the_last_range_fits_below_the_largest_id() {
+        assert!(FIRST.checked_add(COUNT * RANGE).is_some_and(|end| end < u32::MAX));
+    }
+}

@@ -1,0 +1,141 @@
+//! Passing descriptors over `SOCK_SEQPACKET` sockets, and a few calls on one.
+#![allow(unsafe_code)]
+
+use std::io::{IoSlice, IoSliceMut};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::sync::Arc;
+
+use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recvmsg, sendmsg};
+use tokio::io::unix::AsyncFd;
+
+use super::pidfd::PidFd;
+
+/// Sends one packet with descriptors beside it.
+///
+/// # Errors
+/// As sendmsg(2).
+pub fn send_packet(socket: BorrowedFd, bytes: &[u8], fds: &[BorrowedFd]) -> nix::Result<()> {
+    let raw: Vec<_> = fds.iter().map(AsRawFd::as_raw_fd).collect();
+    let rights = [ControlMessage::ScmRights(&raw)];
+    let control = if raw.is_empty() { &[][..] } else { &rights[..] };
+    let iov = [IoSlice::new(bytes)];
+    sendmsg::<()>(socket.as_raw_fd(), &iov, control, MsgFlags::MSG_NOSIGNAL, None)?;
+    Ok(())
+}
+
+/// A received packet: its length and the descriptors that came with it.
+pub struct Packet {
+    /// Bytes that were written to the buffer. Zero is end of file.
+    pub length: usize,
+    /// Descriptors, all close-on-exec.
+    pub fds: Vec<OwnedFd>,
+    /// Whether the packet was longer than the buffer, or carried more
+    /// descriptors than were asked for.
+    pub truncated: bool,
+}
+
+/// Receives one packet into `buffer`, and up to 8 descriptors.
+///
+/// # Errors
+/// As recvmsg(2).
+pub fn receive_packet(socket: BorrowedFd, buffer: &mut [u8]) -> nix::Result<Packet> {
+    let mut control = nix::cmsg_space!([std::os::fd::RawFd; 8]);
+    let mut iov = [IoSliceMut::new(buffer)];
+    let flags = MsgFlags::MSG_CMSG_CLOEXEC;
+    let message = recvmsg::<()>(socket.as_raw_fd(), &mut iov, Some(&mut control), flags)?;
+    let mut fds = Vec::new();
+    // With MSG_CTRUNC nix refuses to iterate, and the kernel installed only
+    // what fitted; those are leaked, for which the caller ends the VMM.
+    for part in message.cmsgs().into_iter().flatten() {
+        if let ControlMessageOwned::ScmRights(raw) = part {
+            // SAFETY: the kernel has just installed these numbers for this
+            // packet alone, so that nobody else owns them.
+            fds.extend(raw.into_iter().map(|fd| unsafe { OwnedFd::from_raw_fd(fd) }));
+        }
+    }
+    let truncated = message.flags.intersects(MsgFlags::MSG_TRUNC | MsgFlags::MSG_CTRUNC);
+    Ok(Packet { length: message.bytes, fds, truncated })
+}
+
+/// Lets tokio watch a descriptor, which must be non-blocking to be of use.
+///
+/// # Errors
+/// When it cannot be watched (a regular file, say).
+pub fn watch_fd(fd: OwnedFd) -> std::io::Result<AsyncFd<OwnedFd>> {
+    // SAFETY: an OwnedFd gives the same open descriptor for all its life.
+    Ok(unsafe { AsyncFd::register(fd) }?)
+}
+
+/// Lets tokio watch a process; it becomes readable when the process ends.
+///
+/// # Errors
+/// When it cannot be watched.
+pub fn watch_process(process: Arc<PidFd>) -> std::io::Result<AsyncFd<Arc<PidFd>>> {
+    // SAFETY: a PidFd owns its descriptor and never exchanges it.
+    Ok(unsafe { AsyncFd::register(process) }?)
+}
+
+/// Rows and columns of the terminal `fd`.
+///
+/// # Errors
+/// ENOTTY when it is none.
+pub fn window_size(fd: BorrowedFd) -> nix::Result<(u16, u16)> {
+    let mut size = libc::winsize { ws_row: 0, ws_col: 0, ws_xpixel: 0, ws_ypixel: 0 };
+    // SAFETY: TIOCGWINSZ writes one `winsize`, which `size` is, and the
+    // descriptor is borrowed for the call.
+    let result = unsafe { libc::ioctl(fd.as_raw_fd(), libc::TIOCGWINSZ, &mut size) };
+    nix::errno::Errno::result(result)?;
+    Ok((size.ws_row, size.ws_col))
+}
+
+/// Duplicates one of this process's own standard streams (0, 1 or 2).
+///
+/// # Errors
+/// When it is closed.
+pub fn own_stdio(number: i32) -> std::io::Result<OwnedFd> {
+    assert!((0..=2).contains(&number));
+    // SAFETY: std opens the three standard descriptors at the process's start
+    // and nothing of ours closes them; a closed one only makes dup fail.
+    unsafe { BorrowedFd::borrow_raw(number) }.try_clone_to_owned()
+}
+
+/// The value of an extended attribute of the file `fd` (opened, not O_PATH), if
+/// it has it and it is at most 64 bytes long.
+pub fn small_xattr(fd: BorrowedFd, name: &std::ffi::CStr) -> Option<Vec<u8>> {
+    let mut value = [0u8; 64];
+    // SAFETY: name is NUL-terminated, and the kernel writes at most the given
+    // length to `value`.
+    let length = unsafe {
+        libc::fgetxattr(fd.as_raw_fd(), name.as_ptr(), value.as_mut_ptr().cast(), value.len())
+    };
+    usize::try_from(length).ok().map(|length| value[..length].to_vec())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Seek, Write};
+    use std::os::fd::AsFd;
+
+    use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
+
+    use super::*;
+
+    #[test]
+    fn descriptors_travel_with_their_packet() {
+        let kind = SockType::SeqPacket;
+        let (a, b) = socketpair(AddressFamily::Unix, kind, None, SockFlag::SOCK_CLOEXEC).unwrap();
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(b"through").unwrap();
+        send_packet(a.as_fd(), b"hello", &[file.as_fd()]).unwrap();
+        send_packet(a.as_fd(), b"long one", &[]).unwrap();
+        let mut buffer = [0; 5];
+        let packet = receive_packet(b.as_fd(), &mut buffer).unwrap();
+        assert_eq!((&buffer[..packet.length], packet.truncated), (&b"hello"[..], false));
+        let mut file = std::fs::File::from(packet.fds.into_iter().next().unwrap());
+        file.rewind().unwrap();
+        let mut text = String::new();
+        file.read_to_string(&mut text).unwrap();
+        assert_eq!(text, "through");
+        assert!(receive_packet(b.as_fd(), &mut buffer).unwrap().truncated);
+    }
+}

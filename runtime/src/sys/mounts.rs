@@ -1,0 +1,67 @@
+//! Detached mounts: open_tree(2) and mount_setattr(2).
+#![allow(unsafe_code)]
+
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+
+use nix::errno::Errno;
+
+// <linux/mount.h>
+const OPEN_TREE_CLONE: u32 = 1;
+const OPEN_TREE_CLOEXEC: u32 = libc::O_CLOEXEC as u32;
+const MOUNT_ATTR_RDONLY: u64 = 0x1;
+const MOUNT_ATTR_NOSUID: u64 = 0x2;
+const MOUNT_ATTR_NODEV: u64 = 0x4;
+const MOUNT_ATTR_NOEXEC: u64 = 0x8;
+const MOUNT_ATTR_IDMAP: u64 = 0x0010_0000;
+
+/// `struct mount_attr`.
+#[repr(C)]
+struct MountAttr {
+    set: u64,
+    clear: u64,
+    propagation: u64,
+    userns_fd: u64,
+}
+
+/// A private copy of the mount at `path` (an O_PATH descriptor), from there
+/// downwards, without what is mounted below it. It is in no namespace and gone
+/// with its last descriptor.
+///
+/// # Errors
+/// As open_tree(2).
+pub fn clone_detached(path: BorrowedFd) -> nix::Result<OwnedFd> {
+    let flags = OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC | libc::AT_EMPTY_PATH as u32;
+    // SAFETY: open_tree takes a descriptor, a NUL-terminated string and flags,
+    // all of which live over the call.
+    let fd = Errno::result(unsafe {
+        libc::syscall(libc::SYS_open_tree, path.as_raw_fd(), c"".as_ptr(), flags)
+    })?;
+    // SAFETY: the kernel has just made this descriptor for us.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
+}
+
+/// Maps the ids of a detached mount by the user namespace `userns`, forbids
+/// devices, set-uid bits and execution through it, and writes on request.
+///
+/// # Errors
+/// As mount_setattr(2); EINVAL when the file system cannot be id-mapped.
+pub fn restrict_and_map(mount: BorrowedFd, userns: BorrowedFd, read_only: bool) -> nix::Result<()> {
+    let mut set = MOUNT_ATTR_IDMAP | MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | MOUNT_ATTR_NOEXEC;
+    if read_only {
+        set |= MOUNT_ATTR_RDONLY;
+    }
+    let attr = MountAttr { set, clear: 0, propagation: 0, userns_fd: userns.as_raw_fd() as u64 };
+    // SAFETY: the kernel reads `size_of` bytes of `attr`, which has the layout
+    // of its struct mount_attr, and a NUL-terminated string.
+    Errno::result(unsafe {
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            mount.as_raw_fd(),
+            c"".as_ptr(),
+            libc::AT_EMPTY_PATH,
+            &raw const attr,
+            size_of::<MountAttr>(),
+        )
+    })?;
+    Ok(())
+}

@@ -1,0 +1,89 @@
+//! A process by descriptor: its number cannot be reused under our hands.
+#![allow(unsafe_code)]
+
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+
+use nix::errno::Errno;
+use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
+
+/// A child process.
+#[derive(Debug)]
+pub struct PidFd(OwnedFd);
+
+impl PidFd {
+    /// Takes ownership of a process descriptor.
+    pub fn new(fd: OwnedFd) -> PidFd {
+        PidFd(fd)
+    }
+
+    /// Opens the descriptor of a process that the caller has not reaped yet.
+    ///
+    /// # Errors
+    /// As pidfd_open(2).
+    pub fn open(pid: i32) -> nix::Result<PidFd> {
+        // SAFETY: pidfd_open takes two numbers.
+        let fd = Errno::result(unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0u32) })?;
+        // SAFETY: the kernel has just made this descriptor for us.
+        Ok(PidFd(unsafe { OwnedFd::from_raw_fd(fd as i32) }))
+    }
+
+    /// Sends a signal. A process that has ended is no error.
+    ///
+    /// # Errors
+    /// As pidfd_send_signal(2).
+    pub fn signal(&self, signal: nix::sys::signal::Signal) -> nix::Result<()> {
+        let info = std::ptr::null::<libc::siginfo_t>();
+        // SAFETY: a null siginfo is allowed and stands for what kill(2) sends;
+        // the descriptor is owned by self.
+        let result = Errno::result(unsafe {
+            libc::syscall(
+                libc::SYS_pidfd_send_signal,
+                self.0.as_raw_fd(),
+                signal as i32,
+                info,
+                0u32,
+            )
+        });
+        match result {
+            Ok(_) | Err(Errno::ESRCH) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Reaps the child if it has ended.
+    ///
+    /// # Errors
+    /// As waitid(2); ECHILD when it was reaped before.
+    pub fn try_wait(&self) -> nix::Result<Option<WaitStatus>> {
+        let flags = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG;
+        match waitid(Id::PIDFd(self.0.as_fd()), flags)? {
+            WaitStatus::StillAlive => Ok(None),
+            status => Ok(Some(status)),
+        }
+    }
+
+    /// Reaps the child, waiting for its end.
+    ///
+    /// # Errors
+    /// As waitid(2).
+    pub fn wait(&self) -> nix::Result<WaitStatus> {
+        loop {
+            match waitid(Id::PIDFd(self.0.as_fd()), WaitPidFlag::WEXITED) {
+                Err(Errno::EINTR) => {}
+                other => return other,
+            }
+        }
+    }
+}
+
+impl AsFd for PidFd {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+impl AsRawFd for PidFd {
+    fn as_raw_fd(&self) -> std::os::fd::RawFd {
+        self.0.as_raw_fd()
+    }
+}

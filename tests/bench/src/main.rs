@@ -1,0 +1,40 @@
+//! `bulkhead-bench`: measures where KVM is real, prints JSON; draws pictures of
+//! that JSON anywhere. Started by `cargo xtask bench`.
+//!
+//! Everything is measured in one run, interleaved, and given as all its samples
+//! with the median: the test host is emulated, and two runs are not comparable.
+
+mod memory;
+mod picture;
+mod start;
+
+use std::path::PathBuf;
+
+use anyhow::{Context, Result};
+use clap::Parser;
+
+#[derive(Parser)]
+enum Arguments {
+    /// Time starts and count memory; JSON to standard output
+    Start(start::Options),
+    /// Draw the JSON of `start` as SVG to standard output
+    Draw {
+        /// The JSON
+        json: PathBuf,
+    },
+}
+
+fn main() -> Result<()> {
+    match Arguments::parse() {
+        Arguments::Start(options) => {
+            let report = start::run(&options)?;
+            println!("{}", serde_json::to_string_pretty(&report)?);
+        }
+        Arguments::Draw { json } => {
+            let text = std::fs::read_to_string(&json)
+                .with_context(|| format!("cannot read {}", json.display()))?;
+            println!("{}", picture::draw(&serde_json::from_str(&text)?));
+        }
+    }
+    Ok(())
+}

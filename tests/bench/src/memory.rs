@@ -1,0 +1,61 @@
+//! Proportional set size of processes, by what the memory is.
+
+use std::fs;
+
+use anyhow::{Context, Result};
+use serde::{Deserialize, Serialize};
+
+/// PSS in KiB.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct Memory {
+    /// Guest RAM, the guest's kernel included, in the VMM's mappings.
+    pub guest_kib: u64,
+    /// The VMM's own: code, heap, stacks, page tables aside.
+    pub vmm_own_kib: u64,
+    /// The supervisor (monitor) process.
+    pub supervisor_kib: u64,
+}
+
+/// (guest RAM, everything else) of the VMM `pid`.
+fn vmm(pid: u32) -> Result<(u64, u64)> {
+    let smaps = fs::read_to_string(format!("/proc/{pid}/smaps")).context("the VMM is gone")?;
+    let (mut guest, mut own, mut is_guest) = (0, 0, false);
+    for line in smaps.lines() {
+        let mut words = line.split_whitespace();
+        let Some(first) = words.next() else { continue };
+        if first == "Pss:" {
+            let kib: u64 = words.next().and_then(|kib| kib.parse().ok()).unwrap_or(0);
+            *(if is_guest { &mut guest } else { &mut own }) += kib;
+        } else if !first.ends_with(':') {
+            is_guest = line.contains("memfd:bulkhead-guest") || line.contains("vmlinux");
+        }
+    }
+    Ok((guest, own))
+}
+
+fn pss(pid: u32) -> Result<u64> {
+    let rollup = fs::read_to_string(format!("/proc/{pid}/smaps_rollup"))?;
+    let line = rollup.lines().find(|line| line.starts_with("Pss:")).context("no Pss line")?;
+    line.split_whitespace().nth(1).and_then(|kib| kib.parse().ok()).context("no number")
+}
+
+/// Memory of one container's processes, found by name; nothing else of bulkhead
+/// may run.
+pub fn of_the_only_container() -> Result<Memory> {
+    let mut memory = Memory::default();
+    for entry in fs::read_dir("/proc")?.flatten() {
+        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else {
+            continue;
+        };
+        match fs::read_to_string(entry.path().join("comm")).unwrap_or_default().trim_end() {
+            "bulkhead-vmm" => {
+                let (guest, own) = vmm(pid)?;
+                memory.guest_kib += guest;
+                memory.vmm_own_kib += own;
+            }
+            "bulkhead" => memory.supervisor_kib += pss(pid)?,
+            _ => {}
+        }
+    }
+    Ok(memory)
+}

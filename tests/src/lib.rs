@@ -1,0 +1,18 @@
+//! What end-to-end cases stand on: programs run with a time limit, counts of
+//! what a host holds, images made for them.
+//!
+//! The cases drive the installed programs as people do. They run as root where
+//! KVM is real: directly, or in the throw-away host (`cargo xtask test` decides).
+
+pub mod background;
+pub mod image;
+pub mod leaks;
+pub mod oci;
+pub mod program;
+pub mod tarball;
+pub mod terminal;
+pub mod turn;
+
+pub use background::Background;
+pub use image::small;
+pub use program::{Finished, bulkhead, guest, run, script};

@@ -1,0 +1,55 @@
+//! `cargo xtask demo`: a real Debian image in its own microVM, end to end.
+
+use std::path::PathBuf;
+use std::process::{Command, ExitCode, Stdio};
+
+use anyhow::{Context, Result, bail};
+
+use crate::paths::Tree;
+use crate::setup::Group;
+use crate::sh::{self, note};
+use crate::{dist, kvm, setup};
+
+/// Seconds that the demonstration or the whole suite may take in the host.
+const HOST_LIMIT: &str = "5400";
+
+/// Builds everything, then shows it here or in the test host.
+pub fn run(tree: &Tree) -> Result<ExitCode> {
+    setup::run(&setup::Options { groups: vec![Group::Build, Group::Demo], check: false })?;
+    dist::run(tree, &dist::Options::default())?;
+    // A process of its own: it works in a mount namespace of its own.
+    sh::run(myself()?.arg("image"))?;
+    let script = tree.at("tests/demo.sh");
+    let layout = tree.build("images/debian-oci");
+    here_or_in_host(tree, &["bash".into(), script, layout])
+}
+
+/// Runs a command where KVM is real: directly, or in the test host.
+pub fn here_or_in_host(tree: &Tree, command: &[PathBuf]) -> Result<ExitCode> {
+    let verdict = kvm::verdict();
+    // The suite and the demonstration find the image by this.
+    let image = ("BULKHEAD_TEST_IMAGE", tree.build("images/debian-oci"));
+    let status = if verdict.usable() {
+        note(verdict.to_string());
+        let path = std::env::var("PATH").unwrap_or_default();
+        let mut here = Command::new(&command[0]);
+        here.args(&command[1..]).env("PATH", format!("{}:{path}", tree.bin().display()));
+        sh::status(here.env(image.0, image.1))?
+    } else {
+        note(format!(
+            "{verdict}: running in a throw-away host with emulated SVM, see tests/host/README.md"
+        ));
+        let mut host = myself()?;
+        host.args(["host", "--timeout", HOST_LIMIT, "--"]).args(command).stdin(Stdio::null());
+        sh::status(host.env(image.0, image.1))?
+    };
+    match status.code() {
+        Some(code) => Ok(ExitCode::from(u8::try_from(code).unwrap_or(1))),
+        None => bail!("`{}` ended with {status}", command[0].display()),
+    }
+}
+
+/// This program again.
+pub fn myself() -> Result<Command> {
+    Ok(Command::new(std::env::current_exe().context("cannot find this program")?))
+}
