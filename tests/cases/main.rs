@@ -1,2 +1,16 @@
 //! End-to-end cases, one module per feature. Both sides of a case, what is run
 //! and what is expected, stand together.
+
+mod endings;
+mod failures;
+mod hostile;
+mod images;
+mod jail;
+mod layers;
+mod leaks;
+mod lifecycle;
+mod registry;
+mod run;
+mod stdio;
+mod terminal;
+mod volumes;

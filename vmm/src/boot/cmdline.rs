@@ -17,6 +17,9 @@ const BASE: &[&str] = &[
     // The clock is kvm-clock or an invariant TSC; do not watch it for drift.
     "tsc=reliable",
     "no_timer_check",
+    // One vCPU is no reason to rewrite every lock prefix of the kernel: a page of
+    // text that is never written is shared by all sandboxes of a host.
+    "noreplace-smp",
     // There is no PCI, no ACPI and no i8042 behind the ports.
     "pci=off",
     // PID 1.
