@@ -27,7 +27,8 @@ fn fifty_runs_in_a_row_leave_nothing() {
     let files = open_files();
     none(|| {
         for round in 0..50 {
-            let ended = guest(&["-v", "/run:/v:ro"], &format!("echo {round}; exit {round}")).expect(round);
+            let ended =
+                guest(&["-v", "/run:/v:ro"], &format!("echo {round}; exit {round}")).expect(round);
             assert_eq!(ended.text(), format!("{round}\n"));
         }
     });
@@ -43,7 +44,9 @@ fn ten_at_once_do_not_disturb_each_other() {
         let threads: Vec<_> = (0..10)
             .map(|number| {
                 std::thread::spawn(move || {
-                    let script = format!("echo {number} > /mine; sleep 2; cat /mine; hostname; exit {number}");
+                    let script = format!(
+                        "echo {number} > /mine; sleep 2; cat /mine; hostname; exit {number}"
+                    );
                     guest(&["--memory", "64m"], &script).expect(number).text()
                 })
             })
@@ -67,8 +70,12 @@ fn a_killed_vmm_is_reported_as_such() {
         // In the foreground.
         let mut command = Command::new("bulkhead");
         command.args(["run", "--rm", small(), "sleep", "100000"]);
-        let mut child =
-            command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+        let mut child = command
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
         eventually("the container runs", || bulkhead(&["ps"]).ok().contains(" Up "));
         strike(pids("bulkhead-vmm")[0]);
         let deadline = Instant::now() + Duration::from_secs(20);
@@ -132,8 +139,12 @@ fn a_start_that_is_interrupted_leaves_nothing() {
         for delay in [30, 100, 300, 700, 1500] {
             let mut command = Command::new("bulkhead");
             command.args(["run", "--rm", small(), "sleep", "100000"]);
-            let mut child =
-                command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+            let mut child = command
+                .stdin(Stdio::null())
+                .stdout(Stdio::null())
+                .stderr(Stdio::null())
+                .spawn()
+                .unwrap();
             std::thread::sleep(Duration::from_millis(delay));
             // Even sent to a process that has not caught it yet it ends it.
             let pid = Pid::from_raw(child.id().try_into().unwrap());

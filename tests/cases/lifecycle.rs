@@ -29,8 +29,7 @@ fn a_background_container_from_start_to_removal() {
     assert!(bulkhead(&["logs", &name]).expect(0).stderr.contains("warn"));
     // A follower sees what comes, and ends with the container.
     let mut follower = Command::new("bulkhead");
-    let mut follower =
-        follower.args(["logs", "-f", &name]).stdout(Stdio::piped()).spawn().unwrap();
+    let mut follower = follower.args(["logs", "-f", &name]).stdout(Stdio::piped()).spawn().unwrap();
     let mut lines = BufReader::new(follower.stdout.take().unwrap()).lines();
     assert_eq!(lines.next().unwrap().unwrap(), "ready");
     bulkhead(&["kill", "-s", "USR1", &name]).ok();
@@ -62,12 +61,25 @@ fn a_background_container_from_start_to_removal() {
 fn exec_runs_beside_the_first_process() {
     let _turn = shared();
     let idle = Background::idle(&["-e", "OWN=1", "-w", "/etc"]);
-    let text = idle.exec("echo $OWN $PWD $$ $(hostname); ls /proc/1/ns/pid >/dev/null; cat /proc/1/comm").ok();
+    let text = idle
+        .exec("echo $OWN $PWD $$ $(hostname); ls /proc/1/ns/pid >/dev/null; cat /proc/1/comm")
+        .ok();
     let lines: Vec<&str> = text.lines().collect();
     assert!(lines[0].starts_with("1 /etc ") && lines[0].ends_with(&idle.id[..12]), "{text}");
     assert_eq!(lines[1], "sleep");
     let text = bulkhead(&[
-        "exec", "-e", "OWN=2", "-e", "MORE=3", "-w", "/tmp", "-u", "app", &idle.id, "sh", "-c",
+        "exec",
+        "-e",
+        "OWN=2",
+        "-e",
+        "MORE=3",
+        "-w",
+        "/tmp",
+        "-u",
+        "app",
+        &idle.id,
+        "sh",
+        "-c",
         "echo $OWN $MORE $PWD $(id -un) $HOME",
     ])
     .ok();
@@ -80,7 +92,8 @@ fn exec_runs_beside_the_first_process() {
     let start = Instant::now();
     bulkhead(&["exec", &idle.id, "no-such-command"]).fails_saying(127, &["no-such-command"]);
     bulkhead(&["exec", &idle.id, "/etc"]).fails_saying(126, &["/etc"]);
-    bulkhead(&["exec", "-w", "/no/such/dir", &idle.id, "true"]).fails_saying(125, &["/no/such/dir"]);
+    bulkhead(&["exec", "-w", "/no/such/dir", &idle.id, "true"])
+        .fails_saying(125, &["/no/such/dir"]);
     assert!(start.elapsed() < Duration::from_secs(20), "{:?}", start.elapsed());
     bulkhead(&["exec", "-d", &idle.id, "sh", "-c", "echo > /tmp/made; sleep 1000"]).ok();
     eventually("the detached process's file", || idle.exec("test -e /tmp/made").status == 0);
@@ -113,7 +126,8 @@ fn a_signal_to_the_foreground_command_is_passed_on() {
     let _turn = shared();
     let mut command = Command::new("bulkhead");
     command.args(["run", "--rm", bulkhead_tests::small(), "sh", "-c", POLITE]);
-    let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+    let mut child =
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
     let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
     assert_eq!(lines.next().unwrap().unwrap(), "ready");
     let pid = nix::unistd::Pid::from_raw(child.id().try_into().unwrap());

@@ -19,7 +19,8 @@ fn a_real_image_runs_on_a_kernel_of_its_own() {
     assert!(text.contains("ID=debian"), "{text}");
     assert!(text.contains("python says 42"), "{text}");
     assert!(!text.contains(&host_kernel()), "the kernel is the host's: {text}");
-    let root = text.lines().find(|line| line.starts_with("overlay / overlay ")).unwrap_or_default();
+    let root =
+        text.lines().find(|line| line.starts_with("bulkhead / overlay rw,")).unwrap_or_default();
     for layer in ["immutable/l0", "immutable/l1", "immutable/l2", "userxattr"] {
         assert!(root.contains(layer), "{layer} in the overlay: {text}");
     }
@@ -35,7 +36,8 @@ fn the_process_gets_what_was_asked_for() {
     command.args(["run", "--rm", "-e", "OF_OPTION=a b", "-e", "OURS", "-e", "TWICE=option"]);
     command.args(["--env-file", file.to_str().unwrap(), "-w", "/etc", "-u", "app"]);
     command.args(["--hostname", "named.example", small(), "sh", "-c"]);
-    command.arg("env; pwd; id; hostname; cat second-layer; echo pid $$; grep Cap /proc/self/status");
+    command
+        .arg("env; pwd; id; hostname; cat second-layer; echo pid $$; grep Cap /proc/self/status");
     let text = run(command_with_env(command)).ok();
     for line in [
         "OF_OPTION=a b",
@@ -47,7 +49,7 @@ fn the_process_gets_what_was_asked_for() {
         "HOME=/home/app",
         "HOSTNAME=named.example",
         "/etc",
-        "uid=1000(app) gid=1001(app) groups=1001(app),29(audio)",
+        "uid=1000(app) gid=1001(app) groups=29(audio)",
         "named.example",
         "yes",
         "pid 1",
@@ -112,16 +114,20 @@ fn entry_point_read_only_root_and_memory_file_systems() {
                   grep ' /scratch ' /proc/mounts; grep ' / ' /proc/mounts";
     let options =
         ["run", "--rm", "--read-only", "--tmpfs", "/scratch:size=4m,mode=1770", "--entrypoint"];
-    let text = bulkhead(&[&options[..], &["/bin/sh", small(), "-c", script]].concat()).expect(0).text();
+    let text =
+        bulkhead(&[&options[..], &["/bin/sh", small(), "-c", script]].concat()).expect(0).text();
     assert!(text.contains("touch: /new: Read-only file system"), "{text}");
     assert!(text.contains("scratch\n1770\n"), "{text}");
     assert!(text.contains("/scratch/busybox: Permission denied"), "noexec: {text}");
     assert!(text.contains("size=4096k"), "{text}");
-    assert!(text.contains("overlay / overlay ro,"), "{text}");
+    assert!(text.contains("bulkhead / overlay ro,"), "{text}");
     // Without one, the root is writable and each container has its own.
     let text = guest(&[], "echo 1 > /new; ls /new").ok();
     assert_eq!(text, "/new");
-    assert_eq!(guest(&["--writable", "memory"], "ls /new || echo fresh; echo 1 > /n").ok(), "fresh");
+    assert_eq!(
+        guest(&["--writable", "memory"], "ls /new || echo fresh; echo 1 > /n").ok(),
+        "fresh"
+    );
 }
 
 #[test]
@@ -165,7 +171,8 @@ fn exit_codes_are_dockers() {
 fn a_container_out_of_memory_is_reported() {
     let _turn = shared();
     let name = format!("oom-{}", std::process::id());
-    let ended = bulkhead(&["run", "--name", &name, "--memory", "24m", small(), "tail", "/dev/zero"]);
+    let ended =
+        bulkhead(&["run", "--name", &name, "--memory", "24m", small(), "tail", "/dev/zero"]);
     let state = bulkhead(&["inspect", &name]).ok();
     let table = bulkhead(&["ps", "-a"]).ok();
     bulkhead(&["rm", &name]).ok();

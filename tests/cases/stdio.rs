@@ -62,11 +62,11 @@ fn a_hundred_megabytes_arrive_as_they_were_sent() {
     header.set_cksum();
     let archive = || {
         let header: &[u8] = header.as_bytes();
-        std::io::Cursor::new(header.to_vec()).chain(Noise::new(size)).chain(std::io::repeat(0).take(1024))
+        std::io::Cursor::new(header.to_vec())
+            .chain(Noise::new(size))
+            .chain(std::io::repeat(0).take(1024))
     };
-    let script = "tee /dev/stderr | sha256sum; exit 3";
     let ended = feed(piped(&["-i"], &["sh", "-c", "sha256sum; exit 3"]), Box::new(archive()));
-    let _ = script;
     let text = ended.expect(3).text();
     assert_eq!(text.trim_end(), format!("{}  -", sha256(archive())));
 }
@@ -124,9 +124,7 @@ fn a_slow_reader_holds_up_nobody() {
         .stdout(Stdio::piped())
         .spawn()
         .unwrap();
-    eventually("the container runs", || {
-        bulkhead(&["exec", &name, "true"]).status == 0
-    });
+    eventually("the container runs", || bulkhead(&["exec", &name, "true"]).status == 0);
     // Nobody has read a byte, and the agent answers all the same.
     std::thread::sleep(Duration::from_secs(2));
     assert_eq!(bulkhead(&["exec", &name, "echo", "here"]).ok(), "here");

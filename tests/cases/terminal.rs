@@ -86,7 +86,14 @@ fn exec_has_a_terminal_too() {
     let _turn = shared();
     let idle = Background::idle(&[]);
     let mut command = Command::new("bulkhead");
-    command.args(["exec", "-it", &idle.id, "sh", "-c", "stty size; read line; echo got $line; exit 8"]);
+    command.args([
+        "exec",
+        "-it",
+        &idle.id,
+        "sh",
+        "-c",
+        "stty size; read line; echo got $line; exit 8",
+    ]);
     let mut terminal = Terminal::start(command, 20, 60);
     terminal.expect("20 60");
     terminal.type_in("words\n");
@@ -100,6 +107,7 @@ fn a_terminal_wants_one_on_this_side() {
     bulkhead(&["run", "--rm", "-it", small(), "sh"])
         .fails_saying(125, &["the input device is not a TTY"]);
     // -t alone gives the process one; ours need not be.
-    let ended = bulkhead(&["run", "--rm", "-t", small(), "sh", "-c", "echo to stderr >&2; tty"]).expect(0);
+    let ended =
+        bulkhead(&["run", "--rm", "-t", small(), "sh", "-c", "echo to stderr >&2; tty"]).expect(0);
     assert_eq!(ended.text(), "to stderr\r\n/dev/pts/0\r\n");
 }

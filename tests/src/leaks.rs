@@ -49,7 +49,8 @@ pub fn pids(name: &str) -> Vec<i32> {
         .flatten()
         .filter_map(|entry| entry.file_name().to_string_lossy().parse().ok())
         .filter(|pid: &i32| {
-            fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|comm| comm.trim_end() == name)
+            fs::read_to_string(format!("/proc/{pid}/comm"))
+                .is_ok_and(|comm| comm.trim_end() == name)
         })
         .collect()
 }

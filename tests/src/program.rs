@@ -116,9 +116,9 @@ pub fn feed(mut command: Command, mut input: Box<dyn Read + Send>) -> Finished {
     let stderr = collect(child.stderr.take().expect("piped"));
     let status = wait(&mut child, start + LIMIT, &name);
     let gather = |receiver: std::sync::mpsc::Receiver<Vec<u8>>, what: &str| {
-        receiver.recv_timeout(Duration::from_secs(30)).unwrap_or_else(|_| {
-            panic!("{name} has ended but somebody still holds its {what} open")
-        })
+        receiver
+            .recv_timeout(Duration::from_secs(30))
+            .unwrap_or_else(|_| panic!("{name} has ended but somebody still holds its {what} open"))
     };
     Finished {
         status,

@@ -19,7 +19,12 @@ pub struct Terminal {
     output: Arc<Mutex<Vec<u8>>>,
 }
 
-nix::ioctl_write_ptr_bad!(set_size, libc::TIOCSWINSZ, Winsize);
+nix::ioctl_write_ptr_bad!(
+    /// TIOCSWINSZ.
+    set_size,
+    libc::TIOCSWINSZ,
+    Winsize
+);
 
 fn size(rows: u16, columns: u16) -> Winsize {
     Winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 }

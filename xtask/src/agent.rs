@@ -20,7 +20,7 @@ pub fn build(tree: &Tree) -> Result<PathBuf> {
     command
         .args(["build", "--package", "bulkhead-agent", "--release", "--target", TARGET])
         .current_dir(tree.root())
-        .env("RUSTFLAGS", "-C target-feature=+crt-static")
+        .env("RUSTFLAGS", "-C target-feature=+crt-static -C relocation-model=static")
         // Small before fast: the agent's pages are resident in every guest.
         .env("CARGO_PROFILE_RELEASE_OPT_LEVEL", "z")
         .env_remove("CARGO_ENCODED_RUSTFLAGS");

@@ -24,6 +24,7 @@ pub struct Options {
 
 /// Builds what has changed and collects it.
 pub fn run(tree: &Tree, options: &Options) -> Result<()> {
+    let _alone = tree.lock("distribution")?;
     kernel::run(tree, &kernel::Options::default())?;
     let initramfs = agent::initramfs(tree)?;
 

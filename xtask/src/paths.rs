@@ -1,8 +1,12 @@
 //! Where things lie in the work tree. Nothing else in xtask spells a path of it.
 
+use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
+use nix::fcntl::{Flock, FlockArg};
+
+use crate::sh::note;
 
 /// The work tree.
 #[derive(Debug, Clone)]
@@ -60,5 +64,22 @@ impl Tree {
             Some(dir) => self.root.join(dir),
             None => self.dist().join("bin"),
         }
+    }
+
+    /// Keeps other tasks out of what `name` stands for while the value lives;
+    /// waits for one that is at it already.
+    pub fn lock(&self, name: &str) -> Result<Flock<File>> {
+        let path = self.build(format!("{name}.lock"));
+        fs::create_dir_all(self.build(""))?;
+        let file =
+            File::create(&path).with_context(|| format!("cannot write {}", path.display()))?;
+        let file = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+            Ok(lock) => return Ok(lock),
+            Err((file, _)) => file,
+        };
+        note(format!("waiting for another task that builds the {name}"));
+        Flock::lock(file, FlockArg::LockExclusive)
+            .map_err(|(_, error)| error)
+            .with_context(|| format!("cannot lock {}", path.display()))
     }
 }

@@ -87,6 +87,9 @@ pub struct LaunchTimings {
     pub boot_sent_us: u64,
     /// The VMM said that the vCPUs run.
     pub running_us: u64,
+    /// The agent's first line came out of the guest's console.
+    #[serde(default)]
+    pub first_line_us: Option<u64>,
     /// The agent's first message was read.
     pub agent_us: u64,
     /// The guest's own clock at that message.
@@ -153,6 +156,8 @@ impl Sandbox {
         };
         timings.agent_us = micros();
         timings.guest_uptime_us = greeting.hello.uptime_us;
+        let first_line = vmm.first_line();
+        timings.first_line_us = first_line.map(|at| (at - begin).as_micros() as u64);
         tokio::spawn(async move { while events.recv().await.is_some() {} });
         Ok(Sandbox { agent, vmm, resources, greeting, timings })
     }

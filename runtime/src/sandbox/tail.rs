@@ -2,7 +2,8 @@
 
 use std::collections::VecDeque;
 use std::os::fd::OwnedFd;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::Instant;
 
 use nix::fcntl::OFlag;
 use tokio::io::AsyncReadExt;
@@ -16,6 +17,7 @@ const KEPT: usize = 8 << 10;
 #[derive(Debug)]
 pub(super) struct Tail {
     bytes: Arc<Mutex<VecDeque<u8>>>,
+    first: Arc<OnceLock<Instant>>,
     task: JoinHandle<()>,
 }
 
@@ -26,22 +28,30 @@ impl Tail {
         let mut receiver = Receiver::from_owned_fd(read)?;
         let bytes = Arc::new(Mutex::new(VecDeque::new()));
         let kept = bytes.clone();
+        let first = Arc::new(OnceLock::new());
+        let came = first.clone();
         let task = tokio::spawn(async move {
             let mut chunk = [0; 4096];
             while let Ok(length @ 1..) = receiver.read(&mut chunk).await {
+                let _ = came.set(Instant::now());
                 let mut kept = kept.lock().unwrap_or_else(PoisonError::into_inner);
                 kept.extend(&chunk[..length]);
                 let excess = kept.len().saturating_sub(KEPT);
                 kept.drain(..excess);
             }
         });
-        Ok((Tail { bytes, task }, write))
+        Ok((Tail { bytes, first, task }, write))
     }
 
     /// What was read last.
     pub(super) fn text(&self) -> String {
         let mut bytes = self.bytes.lock().unwrap_or_else(PoisonError::into_inner);
         String::from_utf8_lossy(bytes.make_contiguous()).into_owned()
+    }
+
+    /// When the first bytes came.
+    pub(super) fn first(&self) -> Option<Instant> {
+        self.first.get().copied()
     }
 
     /// Waits for the end of the pipe, at most `limit`.

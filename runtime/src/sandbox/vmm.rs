@@ -179,6 +179,12 @@ impl VmmHandle {
         }
     }
 
+    /// When the guest's console got its first line: the agent's, unless the
+    /// kernel had something to complain of.
+    pub fn first_line(&self) -> Option<std::time::Instant> {
+        self.console.first()
+    }
+
     /// Last lines of the guest's console.
     pub fn console_tail(&self) -> String {
         self.console.text()

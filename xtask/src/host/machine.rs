@@ -45,8 +45,10 @@ pub struct Machine {
 impl Machine {
     /// Starts a host that runs `options.command`.
     pub fn start(tree: &Tree, options: &Options) -> Result<(Self, Streams)> {
+        let alone = tree.lock("host")?;
         let kernel = artifacts::kernel(tree)?;
         let qemu = artifacts::qemu(tree)?;
+        drop(alone);
         let virtiofsd = artifacts::virtiofsd()?;
         let directory = Directory::make(&tree.build("host"))?;
         let at = |name: &str| directory.0.join(name);

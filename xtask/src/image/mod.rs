@@ -31,6 +31,7 @@ pub struct Options {
 
 /// Builds the image, unless it is there, and returns the layout's directory.
 pub fn run(tree: &Tree, options: &Options) -> Result<PathBuf> {
+    let _alone = tree.lock("image")?;
     let layout = tree.build("images/debian-oci");
     let mark = tree.build("images/debian-oci.recipe");
     if !options.force

@@ -33,6 +33,7 @@ pub struct Options {
 
 /// Builds `build/kernel/vmlinux`, unless it is there and up to date.
 pub fn run(tree: &Tree, options: &Options) -> Result<()> {
+    let _alone = tree.lock("kernel")?;
     let lock_path = tree.at("kernel-config/kernel.lock");
     let lock = Lock::read(&lock_path)?;
     let fragment_path = tree.at("kernel-config/bulkhead.config");
