@@ -6,16 +6,18 @@ layout=$1
 image=debian:demo
 
 show() {
-    printf '\n\033[1m$ %s\033[0m\n' "$*"
+    printf '\n\033[1;32m$\033[0;1m'
+    printf ' %s' "${@@Q}"
+    printf '\033[0m\n'
     "$@"
 }
 
 show bulkhead load --quiet --name "$image" "$layout"
 show bulkhead run --rm "$image" cat /etc/os-release
 show bulkhead run --rm "$image" uname -r
-show bulkhead run --rm "$image" grep -E ' / |virtiofs' /proc/mounts
-show bulkhead run --rm "$image" python3 /opt/demo/hello.py
+show bulkhead run --rm "$image" grep ' / overlay ' /proc/mounts
+show bulkhead run --rm "$image" python3 -c 'import os; print(os.uname().nodename, sum(range(101)))'
 status=0
-show bulkhead run --rm "$image" sh -c 'echo this ends with 7; exit 7' || status=$?
-printf '\nexit status: %s\n' "$status"
+show bulkhead run --rm "$image" sh -c 'exit 7' || status=$?
+printf 'exit status: %s\n' "$status"
 [ "$status" = 7 ]

@@ -16,18 +16,25 @@ const TARGET: &str = "x86_64-unknown-linux-gnu";
 
 /// Builds the agent statically and returns its path.
 pub fn build(tree: &Tree) -> Result<PathBuf> {
-    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    command
-        .args(["build", "--package", "bulkhead-agent", "--release", "--target", TARGET])
-        .current_dir(tree.root())
-        .env("RUSTFLAGS", "-C target-feature=+crt-static -C relocation-model=static")
-        // Small before fast: the agent's pages are resident in every guest.
-        .env("CARGO_PROFILE_RELEASE_OPT_LEVEL", "z")
-        .env_remove("CARGO_ENCODED_RUSTFLAGS");
+    let mut command = static_cargo(tree);
+    command.args(["--package", "bulkhead-agent"]);
     sh::run(&mut command).context("cannot build the agent")?;
     let agent = tree.target().join(TARGET).join("release/bulkhead-agent");
     assert_static(&agent)?;
     Ok(agent)
+}
+
+/// `cargo build` of what runs in the guest: static, and small before fast, since
+/// its pages are resident in every guest.
+pub fn static_cargo(tree: &Tree) -> Command {
+    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    command
+        .args(["build", "--release", "--locked", "--target", TARGET])
+        .current_dir(tree.root())
+        .env("RUSTFLAGS", "-C target-feature=+crt-static -C relocation-model=static")
+        .env("CARGO_PROFILE_RELEASE_OPT_LEVEL", "z")
+        .env_remove("CARGO_ENCODED_RUSTFLAGS");
+    command
 }
 
 /// The guest has no libraries and no loader: neither may be asked for.

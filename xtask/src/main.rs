@@ -10,9 +10,11 @@ mod demo;
 mod dist;
 mod host;
 mod image;
+mod in_guest;
 mod kernel;
 mod kvm;
 mod paths;
+mod record;
 mod setup;
 mod sh;
 mod test;
@@ -53,10 +55,14 @@ enum Task {
     Demo,
     /// Run all checks and the end-to-end suite
     Test(test::Options),
-    /// Run a benchmark from tests/bench/ in the test host
+    /// Run the agent's own suite as PID 1 of the guest kernel, in plain QEMU
+    InGuest(in_guest::Options),
+    /// Measure start times and memory beside runc, crun and qemu
     Bench(bench::Options),
     /// Say where a guest kernel's boot time went (log on standard input)
     BootChart(boot_chart::Options),
+    /// Draw a terminal's output (standard input) as SVG
+    Record,
     /// Check who imports whom, and the paths in ARCHITECTURE.md
     Boundaries,
     /// The guest loop behind `kvm`, in a process of its own
@@ -88,8 +94,10 @@ fn run(task: Task) -> Result<ExitCode> {
         }
         Task::Demo => return demo::run(&tree),
         Task::Test(options) => return test::run(&tree, &options),
+        Task::InGuest(options) => in_guest::run(&tree, &options)?,
         Task::Bench(options) => return bench::run(&tree, &options),
         Task::BootChart(options) => boot_chart::run(&tree, &options)?,
+        Task::Record => record::run()?,
         Task::Boundaries => boundaries::run(&tree)?,
         Task::KvmLoop => kvm::guest_loop()?,
     }

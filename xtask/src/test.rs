@@ -8,7 +8,7 @@ use serde::Deserialize;
 
 use crate::paths::Tree;
 use crate::sh;
-use crate::{boundaries, demo, dist, setup};
+use crate::{boundaries, demo, dist, in_guest, setup};
 
 /// Options of `cargo xtask test`.
 #[derive(Debug, Clone, Default, clap::Args)]
@@ -34,6 +34,9 @@ pub fn run(tree: &Tree, options: &Options) -> Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     dist::run(tree, &dist::Options::default())?;
+    if options.filter.is_none() {
+        in_guest::run(tree, &in_guest::Options::default())?;
+    }
     sh::run(demo::myself()?.arg("image"))?;
     let mut suite = vec![build_suite(tree)?];
     suite.extend(options.filter.as_ref().map(PathBuf::from));
