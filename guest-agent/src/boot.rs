@@ -10,7 +10,11 @@ use std::path::Path;
 
 use nix::errno::Errno;
 use nix::mount::{MsFlags, mount};
+use nix::sys::resource::{Resource, setrlimit};
 use nix::unistd::{chdir, chroot};
+
+/// Descriptors of a process: docker's limit, and the kernel's default maximum.
+const DESCRIPTORS: u64 = 1 << 20;
 
 /// Where the share tree is mounted.
 pub const SHARES: &str = "/run/bulkhead/shares";
@@ -60,6 +64,10 @@ pub fn devices() -> Result<(), BootError> {
 /// # Errors
 /// Names the mount.
 pub fn machine() -> Result<(), BootError> {
+    // The kernel's 4096 are few for the agent's streams, and containers expect
+    // what docker gives; a specification's own limit comes on top.
+    setrlimit(Resource::RLIMIT_NOFILE, DESCRIPTORS, DESCRIPTORS)
+        .map_err(attempt("raising the limit of descriptors"))?;
     new_root().map_err(attempt("moving to a new root"))?;
     let safe = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
     mount_new("proc", "/proc", safe, "").map_err(attempt("mounting /proc"))?;

@@ -29,6 +29,8 @@ const MAX_CONNECTIONS: usize = 64;
 const MAX_STREAMS: usize = 4096;
 /// How long the host's ready port is dialled.
 const DIAL: Duration = Duration::from_secs(10);
+/// Between two attempts to accept while descriptors are short.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// Runs the agent on vsock; does not return.
 pub fn main() -> ! {
@@ -53,7 +55,16 @@ async fn serve_vsock() -> std::io::Result<()> {
     let room = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     loop {
         let place = room.clone().acquire_owned().await;
-        let (connection, _) = calls.accept().await?;
+        let connection = match calls.accept().await {
+            Ok((connection, _)) => connection,
+            // Out of descriptors or memory: others will give some back. It must
+            // never be the end of the machine.
+            Err(error) => {
+                kmsg::log(&format!("accepting a connection: {error}"));
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+                continue;
+            }
+        };
         let agent = agent.clone();
         spawn_local(async move {
             serve_calls(agent, connection, false).await;
@@ -100,7 +111,7 @@ async fn accept_streams(agent: Rc<Agent>, listener: VsockListener) {
             }
             Err(error) => {
                 kmsg::log(&format!("accepting a stream: {error}"));
-                tokio::time::sleep(Duration::from_millis(100)).await;
+                tokio::time::sleep(ACCEPT_PAUSE).await;
             }
         }
     }

@@ -24,6 +24,9 @@ pub const MAX_FDS: usize = 253;
 /// Largest control packet in bytes, either way.
 pub const MAX_PACKET: usize = 160 << 10;
 
+/// Most virtual CPUs of a machine: what its MP table has room for.
+pub const MAX_VCPUS: u8 = 32;
+
 /// Index into the descriptors that came with the message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]

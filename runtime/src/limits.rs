@@ -17,7 +17,7 @@ pub const VMM_HEADROOM_MIB: u64 = 64;
 /// Smallest limit, as docker's.
 pub const MIN_MEMORY: u64 = 6 * MIB;
 /// Most vCPUs of one machine.
-pub const MAX_VCPUS: u32 = 64;
+pub const MAX_VCPUS: u32 = protocol::machine::MAX_VCPUS as u32;
 
 /// Why a limit is refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

@@ -60,8 +60,16 @@ fn a_host_without_kvm_or_cgroups_or_root_is_told() {
                 small()
             ))
         };
-        in_a_host_where("mount -t tmpfs none /dev")
+        // A /dev with everything else that is needed.
+        let directory = tempfile::tempdir_in("/run").unwrap();
+        let old = directory.path().display();
+        let without_kvm = format!(
+            "mount --bind /dev {old} && mount -t tmpfs none /dev && \
+             for name in null urandom; do touch /dev/$name; mount --bind {old}/$name /dev/$name; done"
+        );
+        in_a_host_where(&without_kvm)
             .fails_saying(125, &["cannot open /dev/kvm", "bulkhead doctor"]);
+        in_a_host_where("mount --bind /dev/null /dev/kvm").fails_saying(125, &["kvm"]);
         in_a_host_where("umount -l /sys/fs/cgroup")
             .fails_saying(125, &["/sys/fs/cgroup", "cgroup v2"]);
         let ended = script(&format!(

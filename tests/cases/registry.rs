@@ -1,33 +1,40 @@
 //! Pulls from a registry on this host.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 
-use bulkhead_tests::image::write_small;
+use bulkhead_tests::image::busybox;
 use bulkhead_tests::leaks::none;
-use bulkhead_tests::oci::manifest;
+use bulkhead_tests::oci::{Recipe, digest};
 use bulkhead_tests::program::{eventually, script};
+use bulkhead_tests::tarball::{Entry, layer};
 use bulkhead_tests::turn::alone;
 use bulkhead_tests::{bulkhead, guest};
+use serde_json::{Value, json};
 use tempfile::TempDir;
 
 /// Its address; in the test host nothing else listens there.
 const ADDRESS: &str = "127.0.0.1:5055";
 
-/// A docker-registry that holds the small image as `small:one`.
+/// A docker-registry that holds `team/small:one`: busybox and a layer that no
+/// other image has.
 struct Registry {
     child: Child,
     directory: TempDir,
     /// Digest of the manifest.
     digest: String,
+    /// Digest of the layer on top.
+    layer: String,
 }
 
 impl Registry {
-    fn start() -> Registry {
+    fn start(content: &str) -> Registry {
         let directory = tempfile::tempdir().unwrap();
         let layout = directory.path().join("layout");
-        write_small(&layout);
+        let own = layer(&[Entry::file("own", content.repeat(20_000))]);
+        let config = json!({ "Env": ["PATH=/bin"], "Cmd": ["sh"] });
+        Recipe { layers: vec![busybox(), own], config, ..Recipe::default() }.write(&layout);
         let data = directory.path().join("data");
         let config = directory.path().join("config.yml");
         let text = format!(
@@ -40,14 +47,16 @@ impl Registry {
         command.arg("serve").arg(&config).stdout(Stdio::null()).stderr(Stdio::null());
         let child = command.spawn().expect("docker-registry is installed");
         eventually("the registry listens", || std::net::TcpStream::connect(ADDRESS).is_ok());
-        let copy = format!(
-            "skopeo copy -q --insecure-policy --dest-tls-verify=false oci:{} \
-             docker://{ADDRESS}/team/small:one && skopeo inspect --tls-verify=false \
-             --format '{{{{.Digest}}}}' docker://{ADDRESS}/team/small:one",
-            layout.display()
-        );
-        let digest = script(&copy).ok();
-        Registry { child, directory, digest }
+        // As every client does, skopeo compresses what it uploads.
+        let image = format!("docker://{ADDRESS}/team/small:one");
+        let copy = "skopeo copy -q --insecure-policy --dest-tls-verify=false";
+        script(&format!("{copy} oci:{} {image}", layout.display())).ok();
+        let manifest = script(&format!("skopeo inspect --tls-verify=false --raw {image}"));
+        let manifest = manifest.expect(0).stdout;
+        let digest = digest(&manifest);
+        let manifest: Value = serde_json::from_slice(&manifest).unwrap();
+        let layer = manifest["layers"][1]["digest"].as_str().unwrap().to_owned();
+        Registry { child, directory, digest, layer }
     }
 
     /// File of a blob in the registry's storage.
@@ -55,12 +64,6 @@ impl Registry {
         let hex = digest.trim_start_matches("sha256:");
         let blobs = self.directory.path().join("data/docker/registry/v2/blobs/sha256");
         blobs.join(&hex[..2]).join(hex).join("data")
-    }
-
-    /// Digest of the first layer.
-    fn layer(&self) -> String {
-        let manifest = manifest(&self.directory.path().join("layout"));
-        manifest["layers"][0]["digest"].as_str().unwrap().to_owned()
     }
 }
 
@@ -75,7 +78,7 @@ impl Drop for Registry {
 fn pull_by_tag_and_by_digest_and_from_the_cache() {
     let _turn = alone();
     guest(&[], "true").ok();
-    let registry = Registry::start();
+    let registry = Registry::start("abc");
     let (tag, pinned) =
         (format!("{ADDRESS}/team/small:one"), format!("{ADDRESS}/team/small@{}", registry.digest));
     let id = bulkhead(&["pull", "-q", &tag]).ok();
@@ -83,12 +86,12 @@ fn pull_by_tag_and_by_digest_and_from_the_cache() {
     assert_eq!(bulkhead(&["pull", "-q", &pinned]).ok(), id);
     let both = format!("{tag}@{}", registry.digest);
     assert_eq!(bulkhead(&["pull", "-q", &both]).ok(), id);
-    assert_eq!(bulkhead(&["run", "--rm", &pinned, "cat", "/etc/second-layer"]).ok(), "yes");
+    assert_eq!(bulkhead(&["run", "--rm", &pinned, "cat", "head", "-c", "3", "/own"]).ok(), "abc");
     // Another digest than the registry's is refused.
     let wrong = format!("{tag}@sha256:{}", "0".repeat(64));
     bulkhead(&["pull", "-q", &wrong]).expect(1);
     // What is here is not fetched again: the layers may be gone from there.
-    let blob = registry.blob(&registry.layer());
+    let blob = registry.blob(&registry.layer);
     fs::rename(&blob, blob.with_extension("gone")).unwrap();
     assert_eq!(bulkhead(&["pull", "-q", &tag]).ok(), id);
     assert_eq!(
@@ -110,7 +113,7 @@ fn pull_by_tag_and_by_digest_and_from_the_cache() {
 fn what_a_registry_gets_wrong_is_refused() {
     let _turn = alone();
     guest(&[], "true").ok();
-    let registry = Registry::start();
+    let registry = Registry::start("xyz");
     let name = format!("{ADDRESS}/team/small:one");
     none(|| {
         let missing = format!("{ADDRESS}/team/small:two");
@@ -118,26 +121,20 @@ fn what_a_registry_gets_wrong_is_refused() {
         bulkhead(&["run", "--rm", &missing])
             .fails_saying(125, &["is not in the registry", &missing]);
     });
-    // The blobs of the small image are here under another name: away with them,
-    // so that they have to be fetched.
-    bulkhead(&["rmi", "-f", bulkhead_tests::small()]).ok();
     none(|| {
-        let digest = registry.layer();
-        let blob = registry.blob(&digest);
+        let digest = registry.layer.as_str();
+        let blob = registry.blob(digest);
         let honest = fs::read(&blob).unwrap();
         let mut corrupt = honest.clone();
         corrupt[honest.len() / 2] ^= 0x40;
         fs::write(&blob, &corrupt).unwrap();
-        bulkhead(&["pull", "-q", &name]).fails_saying(1, &[&digest, "corrupted"]);
+        bulkhead(&["pull", "-q", &name]).fails_saying(1, &[digest, "corrupted"]);
         // Shorter than announced: the transfer never completes.
         fs::write(&blob, &honest[..honest.len() / 2]).unwrap();
-        bulkhead(&["pull", "-q", &name]).fails_saying(1, &[&digest]);
+        bulkhead(&["pull", "-q", &name]).fails_saying(1, &[digest]);
         fs::write(&blob, &honest).unwrap();
     });
     bulkhead(&["pull", "-q", &name]).ok();
     assert_eq!(bulkhead(&["run", "--rm", &name, "echo", "honest"]).ok(), "honest");
     bulkhead(&["rmi", "-f", &name]).ok();
-    // For the cases to come.
-    let layout = registry.directory.path().join("layout");
-    bulkhead_tests::image::load(Path::new(&layout), bulkhead_tests::small());
 }

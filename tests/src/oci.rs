@@ -52,7 +52,8 @@ impl Recipe {
             let base_config = read(&blob(base, manifest["config"]["digest"].as_str().expect("it")));
             for layer in manifest["layers"].as_array().expect("layers") {
                 let digest = layer["digest"].as_str().expect("a digest");
-                let _ = std::os::unix::fs::symlink(blob(base, digest), blob(layout, digest));
+                // A copy: links that lead out of a layout are refused.
+                fs::copy(blob(base, digest), blob(layout, digest)).expect("a blob");
                 layers.push(layer.clone());
             }
             diff_ids.extend(base_config["rootfs"]["diff_ids"].as_array().expect("ids").clone());

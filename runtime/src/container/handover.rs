@@ -74,8 +74,13 @@ pub struct Reporter(());
 impl Reporter {
     /// Becomes a background process. Call it before anything else.
     pub fn detach() -> Reporter {
+        // What the caller had open (a lock, a pipe of its CI) must not stay open
+        // for as long as the container lives.
+        crate::sys::descriptors::close_from(3);
         // EPERM: it leads a session already.
         let _ = nix::unistd::setsid();
+        // Executed by /proc/self/exe it would be called "exe".
+        let _ = nix::sys::prctl::set_name(c"bulkhead");
         // No directory shall be busy because of us.
         let _ = std::env::set_current_dir("/");
         Reporter(())

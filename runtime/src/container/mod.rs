@@ -147,7 +147,6 @@ impl ContainerError {
                 _ => 125,
             },
             ContainerError::Interrupted(signal) => 128u8.saturating_add(*signal as u8),
-            ContainerError::Lost(_) => 137,
             ContainerError::Remote { code, .. } => *code,
             _ => 125,
         }

@@ -12,11 +12,12 @@ use std::path::{Path, PathBuf};
 
 /// Number of ids of a range.
 pub const RANGE: u32 = 65_536;
-/// First id of the first range: above those that systems give to users,
-/// containers and systemd's dynamic users.
-pub const FIRST: u32 = 0x6000_0000;
-/// Number of ranges.
-pub const COUNT: u32 = 4096;
+/// First id of the first range: above those that systems give to users and
+/// systemd to its containers (0x0008_0000..=0x6fff_ffff, see its UIDS-GIDS.md).
+pub const FIRST: u32 = 0x7000_0000;
+/// Number of ranges: the last one ends below 0x7ffe_0000, which systemd uses for
+/// foreign images.
+pub const COUNT: u32 = 4094;
 
 /// Why no range is to be had.
 #[derive(Debug, thiserror::Error)]

@@ -39,23 +39,8 @@ fn pss(pid: u32) -> Result<u64> {
     line.split_whitespace().nth(1).and_then(|kib| kib.parse().ok()).context("no number")
 }
 
-/// Memory of one container's processes, found by name; nothing else of bulkhead
-/// may run.
-pub fn of_the_only_container() -> Result<Memory> {
-    let mut memory = Memory::default();
-    for entry in fs::read_dir("/proc")?.flatten() {
-        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else {
-            continue;
-        };
-        match fs::read_to_string(entry.path().join("comm")).unwrap_or_default().trim_end() {
-            "bulkhead-vmm" => {
-                let (guest, own) = vmm(pid)?;
-                memory.guest_kib += guest;
-                memory.vmm_own_kib += own;
-            }
-            "bulkhead" => memory.supervisor_kib += pss(pid)?,
-            _ => {}
-        }
-    }
-    Ok(memory)
+/// Memory of one container's two processes.
+pub fn of(vmm_pid: u32, supervisor: u32) -> Result<Memory> {
+    let (guest_kib, vmm_own_kib) = vmm(vmm_pid)?;
+    Ok(Memory { guest_kib, vmm_own_kib, supervisor_kib: pss(supervisor)? })
 }

@@ -111,7 +111,12 @@ fn detached(report: &mut Report) -> Result<()> {
             .clone();
         // Idle: let the guest settle.
         std::thread::sleep(Duration::from_secs(2));
-        Ok::<_, anyhow::Error>((launch, memory::of_the_only_container()?))
+        let pid = |name: &str| {
+            let found = find(&inspected[0], name).and_then(|object| object[name].as_u64());
+            found.map(|pid| pid as u32).with_context(|| format!("no {name} in inspect"))
+        };
+        let memory = memory::of(pid("vmm")?, pid("supervisor")?)?;
+        Ok::<_, anyhow::Error>((launch, memory))
     })();
     bulkhead(&["rm", "-f", CONTAINER])?;
     let (launch, memory) = result?;

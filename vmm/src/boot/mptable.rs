@@ -16,8 +16,8 @@ const INT: u8 = 0;
 const NMI: u8 = 1;
 const EXT_INT: u8 = 3;
 
-/// Most CPUs that fit between the table's start and the end of base memory.
-pub const MAX_CPUS: u8 = 32;
+/// Most CPUs: they fit between the table's start and the end of base memory.
+pub use protocol::machine::MAX_VCPUS as MAX_CPUS;
 
 fn checksum(bytes: &[u8]) -> u8 {
     bytes.iter().fold(0u8, |sum, byte| sum.wrapping_add(*byte)).wrapping_neg()

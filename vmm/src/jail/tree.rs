@@ -34,7 +34,8 @@ pub fn build(shares: &[(Share, OwnedFd)]) -> Result<(), JailError> {
     }
     // The host's /proc must still be in sight when a new one is mounted: the
     // kernel demands a visible instance.
-    mount(Some("proc"), "proc", Some("proc"), flags, Some("subset=pid"))
+    // Read-only: /proc/self/mem must not be written by who writes files.
+    mount(Some("proc"), "proc", Some("proc"), flags | MsFlags::MS_RDONLY, Some("subset=pid"))
         .map_err(step("cannot mount the jail's /proc"))?;
     // The old root lands on top of the new one and is taken away at once.
     pivot_root(".", ".").map_err(step("cannot pivot into the jail"))?;

@@ -26,11 +26,17 @@ pub fn for_vcpu(kvm: &Kvm, index: u8, count: u8) -> Result<CpuId, KvmError> {
     CpuId::from_entries(&entries).map_err(|_| KvmError::Capability("room for CPUID entries"))
 }
 
+/// Leaves that hold the host's topology: extended topology of both versions
+/// (0xb is made anew), and AMD's sharing of caches.
+fn topology(function: u32) -> bool {
+    matches!(function, 0xb | 0x1f | 0x8000_001d | 0x8000_0026)
+}
+
 fn adjust(supported: &[kvm_cpuid_entry2], index: u8, count: u8) -> Vec<kvm_cpuid_entry2> {
     // Bits of an APIC id that name a core.
     let core_bits = u32::from(count.max(1)).next_power_of_two().trailing_zeros();
     let mut entries: Vec<_> =
-        supported.iter().filter(|entry| entry.function != 0xb).copied().collect();
+        supported.iter().filter(|entry| !topology(entry.function)).copied().collect();
     for entry in &mut entries {
         match entry.function {
             1 => {
@@ -86,12 +92,14 @@ mod tests {
     #[test]
     fn each_vcpu_has_its_own_id() {
         let leaf = |function| kvm_cpuid_entry2 { function, ..Default::default() };
-        let supported = [leaf(0), leaf(1), leaf(0xb), leaf(0x8000_0008), leaf(0x8000_001e)];
+        let functions = [0, 1, 0xb, 0x1f, 0x8000_0008, 0x8000_001d, 0x8000_001e];
+        let supported = functions.map(leaf);
         let entries = adjust(&supported, 3, 4);
         let find = |function| entries.iter().find(|entry| entry.function == function).unwrap();
         assert_eq!(find(1).ebx >> 24, 3);
         assert_ne!(find(1).ecx & TSC_DEADLINE, 0);
         assert_eq!(find(0).eax, 0xb);
+        assert!(!entries.iter().any(|entry| matches!(entry.function, 0x1f | 0x8000_001d)));
         assert_eq!(find(0x8000_0008).ecx, (2 << 12) | 3);
         assert_eq!(entries.iter().filter(|entry| entry.function == 0xb).count(), 2);
         assert!(entries.iter().filter(|entry| entry.function == 0xb).all(|entry| entry.edx == 3));

@@ -90,6 +90,10 @@ mod tests {
 
     #[test]
     fn the_verdict_comes_within_a_second() {
+        if crate::kvm::open().is_err() {
+            eprintln!("skipped: there is no /dev/kvm here");
+            return;
+        }
         let memory = crate::memory::allocate(32).unwrap();
         let vm = Vm::new(crate::kvm::open().unwrap(), &memory).unwrap();
         let mut vcpu = vm.fd.create_vcpu(0).unwrap();
