@@ -7,7 +7,13 @@ image=debian:demo
 
 show() {
     printf '\n\033[1;32m$\033[0;1m'
-    printf ' %s' "${@@Q}"
+    local word
+    for word; do
+        case $word in
+            *[!a-zA-Z0-9_./:=-]* | '') printf ' %s' "${word@Q}" ;;
+            *) printf ' %s' "$word" ;;
+        esac
+    done
     printf '\033[0m\n'
     "$@"
 }

@@ -36,7 +36,7 @@ fn hostile_layers_are_refused_by_the_entrys_name() {
         (
             &[Entry::symlink("s", "/etc/shadow"), Entry::hard_link("stolen", "s/x")],
             "stolen",
-            "hard link",
+            "symbolic link",
         ),
         (&[Entry::disk("dev/sda", 8, 0)], "dev/sda", "block device node 8:0"),
         (&[Entry::device("dev/mem", 1, 1)], "dev/mem", "character device node 1:1"),

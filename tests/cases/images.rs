@@ -25,7 +25,7 @@ fn archives_of_docker_and_oci_are_loaded() {
             );
             script(&copy).ok();
             let said = bulkhead(&["load", "-q", "-i", &at(name), "--name", tag]).ok();
-            assert_eq!(said, format!("Loaded image: {tag}"));
+            assert!(said.lines().any(|line| line == format!("Loaded image: {tag}")), "{said}");
             let text = bulkhead(&[
                 "run",
                 "--rm",
@@ -40,7 +40,8 @@ fn archives_of_docker_and_oci_are_loaded() {
         let mut command = Command::new("bulkhead");
         command.args(["load", "-q"]);
         let archive = Box::new(std::fs::File::open(at("docker.tar")).unwrap());
-        assert_eq!(feed(command, archive).ok(), "Loaded image: from-docker:e2e");
+        let said = feed(command, archive).ok();
+        assert!(said.contains("Loaded image: from-docker:e2e"), "{said}");
         bulkhead(&["rmi", "from-docker:e2e", "from-oci:e2e"]).ok();
     });
 }

@@ -111,8 +111,10 @@ fact("long", open("d" * 120 + "/" + "f" * 200).read())
 fact("odd", open("caf\u00e9 \n newline").read())
 # The writable layer: copied up, and deleted from.
 open("replaced", "a").write("er"); fact("copied", open("replaced").read())
-os.unlink("two"); fact("after unlink", os.stat("one").st_nlink)
-os.rename("merged", "moved"); fact("moved", ",".join(sorted(os.listdir("moved"))))
+# A merged directory is moved by copying: overlayfs gives EXDEV, as on any host.
+import shutil
+shutil.move("merged", "moved"); fact("moved", ",".join(sorted(os.listdir("moved"))))
+fact("merged", os.path.lexists("merged"))
 fact("mtime", int(os.stat("owned").st_mtime))
 "#;
 
@@ -151,6 +153,7 @@ fn every_kind_of_entry_is_right_inside_the_guest() {
         "odd odd name",
         "copied newer",
         "moved high,low",
+        "merged False",
         "mtime 1700000000",
     ] {
         assert!(facts.contains(&fact), "{fact:?} in: {text}");

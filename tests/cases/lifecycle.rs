@@ -93,7 +93,7 @@ fn exec_runs_beside_the_first_process() {
     bulkhead(&["exec", &idle.id, "no-such-command"]).fails_saying(127, &["no-such-command"]);
     bulkhead(&["exec", &idle.id, "/etc"]).fails_saying(126, &["/etc"]);
     bulkhead(&["exec", "-w", "/no/such/dir", &idle.id, "true"])
-        .fails_saying(125, &["/no/such/dir"]);
+        .fails_saying(126, &["/no/such/dir"]);
     assert!(start.elapsed() < Duration::from_secs(20), "{:?}", start.elapsed());
     bulkhead(&["exec", "-d", &idle.id, "sh", "-c", "echo > /tmp/made; sleep 1000"]).ok();
     eventually("the detached process's file", || idle.exec("test -e /tmp/made").status == 0);

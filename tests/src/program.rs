@@ -8,7 +8,11 @@ use std::time::{Duration, Instant};
 
 /// Longest that any command of a case may take. The test host is emulated: a
 /// start takes seconds there that takes a tenth of one elsewhere.
-pub const LIMIT: Duration = Duration::from_secs(120);
+pub const LIMIT: Duration = Duration::from_secs(180);
+
+/// Seconds that a guest may take to answer, for the same reason: ten that start
+/// at once there need a minute.
+const BOOT_TIMEOUT: &str = "150";
 
 /// A program that has ended.
 #[derive(Debug)]
@@ -107,6 +111,10 @@ pub fn run(command: Command) -> Finished {
 pub fn feed(mut command: Command, mut input: Box<dyn Read + Send>) -> Finished {
     let start = Instant::now();
     let name = format!("{command:?}").replace('"', "");
+    let variable = "BULKHEAD_BOOT_TIMEOUT";
+    if command.get_envs().all(|(name, _)| name != variable) {
+        command.env(variable, BOOT_TIMEOUT);
+    }
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.spawn().unwrap_or_else(|error| panic!("cannot start {name}: {error}"));
     let mut stdin = child.stdin.take().expect("piped");
