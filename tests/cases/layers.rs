@@ -118,7 +118,6 @@ fact("mtime", int(os.stat("owned").st_mtime))
 "#;
 
 #[test]
-#[ignore = "not yet seen to pass in its present form; see docs/next.md"]
 fn every_kind_of_entry_is_right_inside_the_guest() {
     let _turn = shared();
     build();

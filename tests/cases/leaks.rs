@@ -21,6 +21,7 @@ fn warm_up() {
 }
 
 #[test]
+#[ignore = "not yet run in its present form; see docs/next.md"]
 fn fifty_runs_in_a_row_leave_nothing() {
     let _turn = alone();
     warm_up();
@@ -37,7 +38,7 @@ fn fifty_runs_in_a_row_leave_nothing() {
 }
 
 #[test]
-#[ignore = "not yet seen to pass in the emulated host: ten machines on two emulated CPUs exceed the time limits; see docs/next.md"]
+#[ignore = "passed once in the emulated host, and failed before; see docs/next.md"]
 fn ten_at_once_do_not_disturb_each_other() {
     let _turn = alone();
     warm_up();
