@@ -1,4 +1,4 @@
-//! Starts a role: clone3 into the container's cgroup and namespaces, then
+//! Starts a role: clone3 into cgroup and namespaces, then
 //! re-execution of the agent's own binary.
 
 use std::ffi::CStr;
@@ -38,10 +38,10 @@ pub struct Start<'a> {
     pub role: &'static CStr,
     /// stdin, stdout, stderr.
     pub stdio: [OwnedFd; 3],
-    /// A further descriptor, at [`crate::roles::CONTAINER_FD`].
-    pub extra: Option<BorrowedFd<'a>>,
-    /// Where it begins.
-    pub cgroup: BorrowedFd<'a>,
+    /// Further descriptors, from [`crate::roles::CONTAINER_FD`] on.
+    pub extra: &'a [BorrowedFd<'a>],
+    /// Where it begins, if not where the agent is.
+    pub cgroup: Option<BorrowedFd<'a>>,
     /// In which namespaces.
     pub namespaces: Option<&'a Namespaces>,
 }
@@ -60,14 +60,14 @@ pub fn spawn<P: Serialize>(start: Start, plan: &P) -> Result<Spawned, AgentError
     let sources = [stdin.as_fd(), stdout.as_fd(), stderr.as_fd(), theirs.as_fd(), memfd.as_fd()];
     let fds: Vec<_> = sources
         .into_iter()
-        .chain(start.extra)
+        .chain(start.extra.iter().copied())
         .map(lift)
         .collect::<Result<_, _>>()
         .system(|| "duplicating descriptors".into())?;
     let user = start.namespaces.is_some_and(Namespaces::user);
     let request = Request {
         namespaces: start.namespaces.map_or(0, |namespaces| namespaces.clone),
-        cgroup: Some(start.cgroup),
+        cgroup: start.cgroup,
         sibling: false,
     };
     let (pid, pidfd) = in_pid_namespace(start.namespaces, || {

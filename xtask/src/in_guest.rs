@@ -50,6 +50,12 @@ pub fn run(tree: &Tree, options: &Options) -> Result<()> {
 #[derive(Deserialize)]
 struct Message {
     executable: Option<PathBuf>,
+    target: Option<Target>,
+}
+
+#[derive(Deserialize)]
+struct Target {
+    name: String,
 }
 
 fn build(tree: &Tree) -> Result<PathBuf> {
@@ -63,8 +69,10 @@ fn build(tree: &Tree) -> Result<PathBuf> {
     }
     String::from_utf8_lossy(&printed.stdout)
         .lines()
-        .filter_map(|line| serde_json::from_str::<Message>(line).ok()?.executable)
-        .next_back()
+        .filter_map(|line| serde_json::from_str::<Message>(line).ok())
+        // Cargo builds the agent itself as well, in either order.
+        .filter(|message| message.target.as_ref().is_some_and(|target| target.name == "in_guest"))
+        .find_map(|message| message.executable)
         .context("cargo told no program")
 }
 

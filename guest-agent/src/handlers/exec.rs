@@ -63,8 +63,10 @@ async fn run(container: &Container, exec: &Exec) -> Result<Rc<Process>, AgentErr
     let start = Start {
         role: roles::EXEC,
         stdio,
-        extra: Some(init.as_fd()),
-        cgroup: container.cgroup.fd(),
+        extra: &[init.as_fd(), container.cgroup.fd()],
+        // Outside of the container: what ends all that runs in there must not
+        // end the helper between its clone and its word of it.
+        cgroup: None,
         namespaces: None,
     };
     let plan = ExecPlan { process, namespaces: container.namespaces.all() };
@@ -79,7 +81,7 @@ async fn follow(spawned: Spawned, streams: Streams) -> Result<Rc<Process>, Agent
         .system(|| "watching the exec helper".into())?;
     let mut streams = Some(streams);
     let mut process: Option<Rc<Process>> = None;
-    let mut terminal = None;
+    let (mut terminal, mut failed) = (None, None);
     loop {
         match role.receive().await.system(|| "talking to the process".into())? {
             Some((FromRole::Process, Some(fd))) => {
@@ -90,15 +92,19 @@ async fn follow(spawned: Spawned, streams: Streams) -> Result<Rc<Process>, Agent
             }
             // Helper and process speak independently: this may come first.
             Some((FromRole::Terminal, Some(master))) => terminal = Some(master),
-            Some((FromRole::Failed(error), _)) => return Err(error),
+            // Of the process as well, whose pidfd may be yet to come: a process
+            // that nobody reaps keeps its pid namespace from ending.
+            Some((FromRole::Failed(error), _)) => failed = Some(error),
             Some(_) => return Err(error(ErrorKind::System, "the role spoke out of turn")),
             None => break,
         }
     }
     drop(helper);
-    let process = process.ok_or_else(|| {
-        error(ErrorKind::State, "the exec helper was killed: the container is ending")
-    })?;
+    if let Some(error) = failed {
+        return Err(error);
+    }
+    let process = process
+        .ok_or_else(|| error(ErrorKind::System, "the exec helper ended without a process"))?;
     if let Some(master) = terminal {
         process
             .streams

@@ -10,13 +10,14 @@
 //!   | <--  Failed                             | ... or not
 //!
 //! agent                                     bulkhead-exec
-//!   | clone3, execveat; plan in a memfd  -->  | joins the container
-//!   | <--  Process + pidfd                    | cloned the process, ends
+//!   | clone3, execveat; plan in a memfd  -->  | joins the pid namespace
+//!   | <--  Process + pidfd                    | cloned the process into it, ends
 //!   | <--  Terminal + master                  | the process, when it has one
 //!   | <--  end of file, or Failed             | the process, as above
 //! ```
 //!
-//! `Failed` may come at any time, and is the last message.
+//! `Failed` may come at any time. Helper and process of an exec speak
+//! independently, so that `Process` may come after the other's messages.
 
 use std::io::{IoSlice, IoSliceMut};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};

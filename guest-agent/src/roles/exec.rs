@@ -1,13 +1,15 @@
-//! The role that puts a further process into a container: joins it, clones the
-//! process as a sibling (so that the agent is its parent), and ends.
+//! The role that puts a further process into a container: clones it into pid
+//! namespace and cgroup as a sibling (so that the agent is its parent), tells
+//! the agent, and ends. The process joins the other namespaces by itself: seen
+//! from those of cgroups and users, the container's cgroup could not be entered.
 
 use nix::sched::{CloneFlags, setns};
 use nix::unistd::setsid;
 use serde::{Deserialize, Serialize};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 
 use super::channel::{Channel, FromRole};
-use super::{CONTAINER_FD, Context, RoleError, identity, init, terminal};
+use super::{CGROUP_FD, CONTAINER_FD, Context, RoleError, identity, init, terminal};
 use crate::plan::ProcessPlan;
 use crate::sys::clone::{Request, Side, clone};
 
@@ -25,21 +27,34 @@ pub struct ExecPlan {
 /// # Errors
 /// Names what failed.
 pub fn run(plan: ExecPlan, channel: &Channel) -> Result<(), RoleError> {
-    let container = crate::sys::exec::inherited(CONTAINER_FD)
-        .ok_or_else(|| RoleError::Unfit("no pidfd of the container".into()))?;
+    let inherited = |fd, what: &str| {
+        crate::sys::exec::inherited(fd).ok_or_else(|| RoleError::Unfit(format!("no {what}")))
+    };
+    let container = inherited(CONTAINER_FD, "pidfd of the container")?;
+    let cgroup = inherited(CGROUP_FD, "cgroup of the container")?;
     // Before joining: afterwards a user namespace may forbid it.
     identity::limit(&plan.process, 0)?;
-    setns(container, CloneFlags::from_bits_retain(plan.namespaces as i32))
-        .context(|| "joining the container".into())?;
-    match clone(&Request { sibling: true, ..Request::default() })
-        .context(|| "cloning the process".into())?
-    {
+    let namespaces = CloneFlags::from_bits_retain(plan.namespaces as i32);
+    let pid = namespaces & CloneFlags::CLONE_NEWPID;
+    if !pid.is_empty() {
+        setns(&container, pid).context(|| "joining the container's pid namespace".into())?;
+    }
+    let request = Request { sibling: true, cgroup: Some(cgroup.as_fd()), ..Request::default() };
+    match clone(&request).context(|| "cloning the process".into())? {
         Side::Parent(_, pidfd) => channel.send(&FromRole::Process, Some(pidfd.as_fd())),
-        Side::Child => become_process(&plan.process, channel),
+        Side::Child => become_process(&plan.process, &container, namespaces - pid, channel),
     }
 }
 
-fn become_process(process: &ProcessPlan, channel: &Channel) -> Result<(), RoleError> {
+fn become_process(
+    process: &ProcessPlan,
+    container: &OwnedFd,
+    namespaces: CloneFlags,
+    channel: &Channel,
+) -> Result<(), RoleError> {
+    if !namespaces.is_empty() {
+        setns(container, namespaces).context(|| "joining the container".into())?;
+    }
     setsid().context(|| "starting a session".into())?;
     terminal::open_for(process, channel, None)?;
     let path = init::prepare(process)?;

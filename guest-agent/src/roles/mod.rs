@@ -35,6 +35,8 @@ pub const CHANNEL_FD: i32 = 3;
 pub const PLAN_FD: i32 = 4;
 /// Descriptor of the container's pidfd (exec role).
 pub const CONTAINER_FD: i32 = 5;
+/// Descriptor of the container's cgroup (exec role).
+pub const CGROUP_FD: i32 = 6;
 
 /// Why a role failed.
 #[derive(Debug, thiserror::Error)]
