@@ -54,6 +54,11 @@ pub fn say(error: &str) {
     eprintln!("bulkhead: error: {}", runtime::sandbox::ended::tame(error));
 }
 
+/// Prints on stderr what does not stop the command.
+pub fn warn(text: &str) {
+    eprintln!("bulkhead: warning: {}", runtime::sandbox::ended::tame(text));
+}
+
 /// The error and its causes in one line. A cause whose text the error before it
 /// already ends with is not told twice.
 pub fn chain(error: &anyhow::Error) -> String {

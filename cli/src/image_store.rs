@@ -51,10 +51,12 @@ pub fn progress(quiet: bool) -> SharedProgress {
     if quiet { Arc::new(()) } else { Arc::new(Bars::new()) }
 }
 
-/// Ids of the images that containers run from.
+/// Ids of the images that containers run from. One that cannot be read keeps
+/// no image: it can only be removed.
 pub fn in_use(containers: &Containers) -> anyhow::Result<HashSet<Digest>> {
     let all = containers.all()?;
-    Ok(all.iter().filter_map(|container| container.config.image_id.parse().ok()).collect())
+    crate::commands::warn_of(&all.damaged);
+    Ok(all.sound.iter().filter_map(|container| container.config.image_id.parse().ok()).collect())
 }
 
 /// Digest without its algorithm, as it is shown.

@@ -15,7 +15,7 @@ pub fn main(agent: fn() -> !) -> ! {
     if let Err(error) = boot::devices() {
         die(&chain(&error));
     }
-    kmsg::log("first line");
+    kmsg::log(protocol::agent::FIRST_LINE);
     if let Err(error) = boot::machine() {
         die(&chain(&error));
     }

@@ -12,7 +12,7 @@ pub mod registry;
 mod store;
 pub mod unpack;
 
-pub use archive::{ArchiveError, LoadOptions};
+pub use archive::{ArchiveError, LoadOptions, LoadedImage};
 pub use digest::{Digest, DigestError};
 pub use manifest::ManifestError;
 pub use progress::{Event, Phase, Progress, SharedProgress};

@@ -22,6 +22,9 @@
 
 use serde::{Deserialize, Serialize};
 
+/// What the guest's console says as soon as PID 1 runs, after `bulkhead-agent: `.
+pub const FIRST_LINE: &str = "first line";
+
 /// One frame between host and agent.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

@@ -1,5 +1,7 @@
 //! Where everything lies, and files that are written whole or not at all.
 
+mod tree;
+
 use std::fs::{DirBuilder, File};
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
@@ -40,7 +42,12 @@ impl Dirs {
 
     /// Volatile state of a container.
     pub fn container_run(&self, id: &str) -> PathBuf {
-        self.run.join("containers").join(id)
+        self.containers_run().join(id)
+    }
+
+    /// Volatile state of all containers.
+    pub fn containers_run(&self) -> PathBuf {
+        self.run.join("containers")
     }
 
     /// Lasting state of all containers.
@@ -94,15 +101,13 @@ pub fn write_atomic(path: &Path, contents: &[u8]) -> io::Result<()> {
     })
 }
 
-/// Removes a directory with all that is in it; its absence is no error.
+/// Removes a directory with all that is in it, however deep; its absence is no
+/// error.
 ///
 /// # Errors
 /// Names the directory.
 pub fn remove_tree(path: &Path) -> io::Result<()> {
-    match std::fs::remove_dir_all(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(at(path, &error)),
-        _ => Ok(()),
-    }
+    tree::remove(path).map_err(|error| at(path, &error))
 }
 
 /// `error` with the path that it is about.

@@ -81,6 +81,11 @@ pub fn new_id() -> std::io::Result<String> {
     Ok(hex(&random::<{ ID_LEN / 2 }>()?))
 }
 
+/// Whether `text` is a full id.
+pub fn is_id(text: &str) -> bool {
+    text.len() == ID_LEN && text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
+}
+
 /// The id as it is shown to people.
 pub fn short(id: &str) -> &str {
     id.get(..SHORT_LEN).unwrap_or(id)
@@ -117,6 +122,7 @@ mod tests {
     fn ids_and_names_are_well_formed() {
         let id = new_id().unwrap();
         assert_eq!((id.len(), short(&id).len()), (64, 12));
+        assert!(is_id(&id) && !is_id(short(&id)) && !is_id(&"g".repeat(ID_LEN)));
         for attempt in 0..30 {
             assert!(valid_name(&random_name(attempt).unwrap()));
         }

@@ -53,6 +53,9 @@ $bb mount --bind "$modules_dir" /lib/modules/$kernel || fail "cannot see $module
 modprobe -a kvm-amd tun veth bridge br_netfilter loop nf_tables || fail "cannot load the modules"
 [ -e /dev/net/tun ] || fail "no /dev/net/tun"
 
+# What `bulkhead doctor` recommends.
+echo advise >/sys/kernel/mm/transparent_hugepage/shmem_enabled
+
 $bb ip link set lo up
 echo 1 >/proc/sys/net/ipv4/ip_forward
 $bb hostname bulkhead-host

@@ -144,6 +144,7 @@ pub fn build(
             .map_err(|error| at("console")(&error))?,
     );
     let mmio = mmio_bus(&vm, &built)?;
+    watch(&built, reporter);
     let pio = pio_bus(&console, reporter)?;
     clock.lap("devices");
 
@@ -227,6 +228,18 @@ fn mmio_bus(vm: &Vm, built: &devices::Devices) -> Result<Arc<Bus>, BuildError> {
             .map_err(|error| at("devices")(&error))?;
     }
     Ok(Arc::new(bus.build()))
+}
+
+/// A device that its driver made fail is the machine's end: Linux has no way back
+/// from DEVICE_NEEDS_RESET, and a guest would hang without a word.
+fn watch(built: &devices::Devices, reporter: &Reporter) {
+    for transport in &built.transports {
+        let (name, reporter) = (transport.name(), reporter.clone());
+        transport.on_failure(move |why| {
+            let thread = format!("the virtio-{name} device");
+            reporter.report(Ending::Internal { thread, message: why.into() });
+        });
+    }
 }
 
 fn pio_bus(console: &Arc<Console>, reporter: &Reporter) -> Result<Arc<Bus>, BuildError> {

@@ -30,12 +30,12 @@ pub fn run(arguments: Arguments) -> anyhow::Result<u8> {
     let path = path.unwrap_or_else(|| "/dev/stdin".into());
     let options = LoadOptions { name: arguments.name, ..LoadOptions::default() };
     let progress = image_store::progress(arguments.quiet);
-    for image in image_store::open()?.load(&path, &options, &*progress)? {
-        for reference in &image.references {
-            output::line(&format!("Loaded image: {}", reference.familiar()))?;
+    for loaded in image_store::open()?.load(&path, &options, &*progress)? {
+        for name in &loaded.names {
+            output::line(&format!("Loaded image: {}", name.familiar()))?;
         }
-        if image.references.is_empty() {
-            output::line(&format!("Loaded image ID: {}", image.id))?;
+        if loaded.names.is_empty() {
+            output::line(&format!("Loaded image ID: {}", loaded.image.id))?;
         }
     }
     Ok(0)

@@ -20,7 +20,7 @@ pub mod stop;
 use std::future::Future;
 
 use anyhow::Context;
-use runtime::container::Containers;
+use runtime::container::{Containers, Damaged};
 use runtime::dirs::Dirs;
 
 use crate::args::{Arguments, Command};
@@ -51,6 +51,13 @@ pub fn dispatch(arguments: Arguments) -> anyhow::Result<u8> {
 /// The containers of this host.
 pub fn containers() -> Containers {
     Containers::new(Dirs::from_env())
+}
+
+/// Tells of containers that are left out because they cannot be read.
+pub fn warn_of(damaged: &[Damaged]) {
+    for container in damaged {
+        crate::errors::warn(&runtime::container::chain(container));
+    }
 }
 
 /// Runs `future` to its end on this thread.

@@ -32,6 +32,9 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<u8> {
     });
     match result {
         Ok(outcome) => {
+            if let Some(note) = outcome.cut_note() {
+                eprintln!("{note}");
+            }
             if let Some(error) = outcome.error {
                 eprintln!("{error}");
             }

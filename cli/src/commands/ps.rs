@@ -36,7 +36,9 @@ pub enum Format {
 /// Lists containers.
 pub fn run(arguments: &Arguments) -> anyhow::Result<u8> {
     let mut rows = Vec::new();
-    for (container, state) in super::containers().list()? {
+    let list = super::containers().list()?;
+    super::warn_of(&list.damaged);
+    for (container, state) in list.sound {
         if !arguments.all && !state.needs_supervisor() {
             continue;
         }

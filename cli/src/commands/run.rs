@@ -233,6 +233,9 @@ pub fn start_in_background(container: &Container) -> Result<(), ContainerError> 
 async fn foreground(container: &Container, flags: AttachFlags, rm: bool) -> anyhow::Result<u8> {
     let attachment = attachment(container, flags, rm)?;
     let outcome = supervise::run(container, attachment, || {}).await?;
+    if let Some(note) = outcome.cut_note() {
+        crate::errors::warn(&note);
+    }
     if let Some(error) = outcome.error {
         crate::errors::say(&error);
     }

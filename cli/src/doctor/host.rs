@@ -104,6 +104,21 @@ pub(super) fn memory() -> Finding {
     Finding::ok(subject, detail)
 }
 
+/// Guest memory is a memfd: its huge pages are those of shared memory.
+pub(super) fn huge_pages() -> Finding {
+    const SETTING: &str = "/sys/kernel/mm/transparent_hugepage/shmem_enabled";
+    let subject = "huge pages";
+    let text = std::fs::read_to_string(SETTING).unwrap_or_default();
+    let chosen = text.split(['[', ']']).nth(1).unwrap_or("absent");
+    let detail = format!("{SETTING} is {chosen}");
+    if ["always", "within_size", "advise", "force"].contains(&chosen) {
+        return Finding::ok(subject, detail);
+    }
+    let advice = "containers start faster with `echo advise > \
+                  /sys/kernel/mm/transparent_hugepage/shmem_enabled`";
+    Finding::warn(subject, detail, advice)
+}
+
 pub(super) fn assets() -> Finding {
     let subject = "bulkhead's files";
     match Assets::find() {

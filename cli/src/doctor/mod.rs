@@ -58,6 +58,7 @@ pub fn examine() -> Vec<Finding> {
         mounts::id_mapped(),
         host::tun(),
         host::memory(),
+        host::huge_pages(),
         host::assets(),
     ]
 }

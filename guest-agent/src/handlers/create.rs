@@ -72,7 +72,8 @@ async fn populate(
 ) -> Result<(Rc<Process>, RoleHandle), AgentError> {
     let (streams, stdio) = Streams::open(create.stdio).system(|| "opening the streams".into())?;
     let namespaces = Some(&plan.namespaces);
-    let start = Start { role: roles::INIT, stdio, extra: &[], cgroup: Some(cgroup.fd()), namespaces };
+    let start =
+        Start { role: roles::INIT, stdio, extra: &[], cgroup: Some(cgroup.fd()), namespaces };
     let spawned = spawn(start, plan)?;
     let init = Process::watch(spawned.pid, spawned.pidfd, streams)
         .system(|| "watching the container's process".into())?;

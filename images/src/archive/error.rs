@@ -60,6 +60,16 @@ pub enum ArchiveError {
         /// Why.
         source: ManifestError,
     },
+    /// A document of the archive cannot be used.
+    #[error("cannot use {name} in {}", path.display())]
+    Document {
+        /// The archive.
+        path: PathBuf,
+        /// The file.
+        name: String,
+        /// Why.
+        source: ManifestError,
+    },
     /// The archive uncompresses to more than allowed.
     #[error("{} uncompresses to more than {limit} bytes", path.display())]
     TooLarge {

@@ -37,6 +37,15 @@ pub struct LoadOptions {
     pub cancel: Cancel,
 }
 
+/// An image that was loaded.
+#[derive(Debug, Clone)]
+pub struct LoadedImage {
+    /// The image, with all the names that it has by now.
+    pub image: Image,
+    /// The names that this load gave it.
+    pub names: Vec<Reference>,
+}
+
 /// One load under way.
 struct Loader<'a> {
     store: &'a Store,
@@ -70,7 +79,7 @@ impl Store {
         path: &Path,
         options: &LoadOptions,
         progress: &dyn Progress,
-    ) -> Result<Vec<Image>, ArchiveError> {
+    ) -> Result<Vec<LoadedImage>, ArchiveError> {
         let result = self.load_leased(path, options, progress);
         if result.is_err() {
             self.collect()?;
@@ -83,7 +92,7 @@ impl Store {
         path: &Path,
         options: &LoadOptions,
         progress: &dyn Progress,
-    ) -> Result<Vec<Image>, ArchiveError> {
+    ) -> Result<Vec<LoadedImage>, ArchiveError> {
         let mut loader = Loader {
             store: self,
             source: Source::open(path, self, &options.limits)?,
@@ -253,13 +262,17 @@ impl Store {
 }
 
 impl Loader<'_> {
-    fn finish(&mut self, image: Loaded) -> Result<Image, ArchiveError> {
+    fn finish(&mut self, image: Loaded) -> Result<LoadedImage, ArchiveError> {
         let path = self.source.path().to_owned();
-        self.store.finish_image(&path, image, &mut self.lease, self.options, self.progress)
+        let names = image.names.iter().map(Reference::canonical).collect();
+        let (lease, options) = (&mut self.lease, self.options);
+        let image = self.store.finish_image(&path, image, lease, options, self.progress)?;
+        Ok(LoadedImage { image, names })
     }
 
-    fn unusable(&self, source: ManifestError) -> ArchiveError {
-        unusable(self.source.path(), source)
+    /// The document `name` is the reason.
+    fn unusable(&self, name: &str, source: ManifestError) -> ArchiveError {
+        ArchiveError::Document { path: self.source.path().to_owned(), name: name.into(), source }
     }
 
     /// Copies a file of the archive into the store. `expected` is what its

@@ -14,16 +14,19 @@ use crate::reference::Reference;
 /// Where tools put the image's name; containerd's is the full one.
 const NAME_ANNOTATIONS: [&str; 2] =
     ["io.containerd.image.name", "org.opencontainers.image.ref.name"];
+/// The list at the top of a layout.
+const INDEX: &str = "index.json";
 const MAX_NESTING: usize = 4;
 
 impl Loader<'_> {
     pub(super) fn oci(&mut self, index: Content) -> Result<Vec<Loaded>, ArchiveError> {
-        let text = self.source.text(index, "index.json")?;
-        let entries = match manifest::parse(&text).map_err(|source| self.unusable(source))? {
+        let text = self.source.text(index, INDEX)?;
+        let unusable = |source| self.unusable(INDEX, source);
+        let entries = match manifest::parse(&text).map_err(unusable)? {
             Document::Index(entries) => entries,
             Document::Manifest(_) => {
-                let what = "a manifest in the place of index.json".to_owned();
-                return Err(self.unusable(ManifestError::NotAnImage(what)));
+                let what = "a manifest in the place of an index".to_owned();
+                return Err(unusable(ManifestError::NotAnImage(what)));
             }
         };
         // Several platforms side by side, or several images: those with a
@@ -33,7 +36,7 @@ impl Loader<'_> {
         });
         let usable: Vec<&Descriptor> = usable.collect();
         if usable.is_empty() {
-            return Err(self.unusable(ManifestError::NoPlatform {
+            return Err(unusable(ManifestError::NoPlatform {
                 host: platform::host_arch().to_string(),
                 offered: platform::offered(&entries),
             }));
@@ -92,26 +95,30 @@ impl Loader<'_> {
     ) -> Result<(Vec<Digest>, Manifest), ArchiveError> {
         let mut documents = Vec::new();
         let mut entry = entry.clone();
+        // What names the entry.
+        let mut list = INDEX.to_owned();
         for _ in 0..MAX_NESTING {
-            let part = manifest::part(&entry).map_err(|source| self.unusable(source))?;
+            let part = manifest::part(&entry).map_err(|source| self.unusable(&list, source))?;
             let text = self.document(&part.digest)?;
+            list = blob_name(&part.digest);
             documents.push(part.digest);
-            match manifest::parse(&text).map_err(|source| self.unusable(source))? {
+            match manifest::parse(&text).map_err(|source| self.unusable(&list, source))? {
                 Document::Manifest(manifest) => return Ok((documents, manifest)),
                 Document::Index(entries) => {
                     let chosen = manifest::choose(&entries);
-                    entry = chosen.map_err(|source| self.unusable(source))?.clone();
+                    entry = chosen.map_err(|source| self.unusable(&list, source))?.clone();
                 }
             }
         }
-        Err(self.unusable(ManifestError::NotAnImage("index of indexes".to_owned())))
+        Err(self.unusable(&list, ManifestError::NotAnImage("index of indexes".to_owned())))
     }
 
     /// Copies a small blob into the store and reads it.
     fn document(&mut self, digest: &Digest) -> Result<Vec<u8>, ArchiveError> {
         let name = blob_name(digest);
         let content = self.source.need(&name)?;
-        manifest::check_size("document", content.size).map_err(|source| self.unusable(source))?;
+        manifest::check_size("document", content.size)
+            .map_err(|source| self.unusable(&name, source))?;
         self.copy(content, Some(digest), &digest.to_string())?;
         Ok(self.store.read_blob(digest)?)
     }

@@ -155,7 +155,7 @@ impl Store {
 
     /// Removes a name, and the image with its last one. `in_use` holds the
     /// ids of images that containers run from: such an image is only removed
-    /// by `force`, and then stays without a name until [`Store::prune`].
+    /// by `force`, and then stays without a name until it is removed by its id.
     ///
     /// Returns lines in docker's form: `Untagged: NAME`, `Deleted: ID`.
     ///
@@ -200,26 +200,6 @@ impl Store {
         index.write(&self.index_path())?;
         self.sweep(lock, &index)?;
         Ok(report)
-    }
-
-    /// Removes all images without a name that are not in use, and everything
-    /// that belongs to no image. Returns the ids of the images.
-    ///
-    /// # Errors
-    ///
-    /// [`StoreError::Io`].
-    pub fn prune(&self, in_use: &HashSet<Digest>) -> Result<Vec<String>, StoreError> {
-        let lock = self.lock()?;
-        let mut index = self.read_index()?;
-        let (kept, gone) = index
-            .images
-            .into_iter()
-            .partition(|image| !image.references.is_empty() || in_use.contains(&image.id));
-        index.images = kept;
-        index.write(&self.index_path())?;
-        self.sweep(lock, &index)?;
-        let gone: Vec<Record> = gone;
-        Ok(gone.iter().map(|image| image.id.to_string()).collect())
     }
 
     /// Enters an image whose blobs and layers are all in place.

@@ -4,7 +4,9 @@ use std::collections::HashSet;
 use std::fs;
 use std::sync::Arc;
 
-use bulkhead_images::{Credentials, Digest, PullOptions, RegistryError, Store, StoreError};
+use bulkhead_images::{
+    Credentials, Digest, LoadOptions, PullOptions, RegistryError, Store, StoreError,
+};
 use tempfile::TempDir;
 
 use crate::host::*;
@@ -203,9 +205,11 @@ fn pulls_at_once_share_one_store() {
             scope.spawn(move || pull(&Store::open(root).unwrap(), name).unwrap());
         }
         scope.spawn(|| {
-            // Sweeps go on all the while and take nothing away.
+            // Sweeps, as after a load that failed, go on all the while and take
+            // nothing away.
+            let nowhere = std::path::Path::new("/no/such/archive");
             for _ in 0..20 {
-                store.prune(&HashSet::new()).unwrap();
+                store.load(nowhere, &LoadOptions::default(), &()).unwrap_err();
             }
         });
     });

@@ -94,6 +94,7 @@ impl Containers {
             stop_signal: options.stop_signal.unwrap_or(libc::SIGTERM),
             labels,
         };
+        self.sweep(self.lock_names()?);
         let _names = self.lock_names()?;
         config.name = self.choose_name(options.name)?;
         let container = self.adopt(config);
@@ -106,8 +107,9 @@ impl Containers {
 
     /// The name asked for if it is free, or a random one that is.
     fn choose_name(&self, asked: Option<String>) -> Result<String, ContainerError> {
+        let others = self.all()?.sound.into_iter();
         let taken: BTreeMap<String, String> =
-            self.all()?.into_iter().map(|other| (other.config.name, other.config.id)).collect();
+            others.map(|other| (other.config.name, other.config.id)).collect();
         if let Some(name) = asked {
             return match taken.get(&name) {
                 Some(id) => Err(ContainerError::NameTaken { name, id: id.clone() }),
@@ -149,5 +151,5 @@ fn write(container: &Container) -> Result<(), ContainerError> {
     dirs::write_atomic(&lib.join("state.json"), &state).map_err(ContainerError::io(&lib))?;
     let config = serde_json::to_vec_pretty(&container.config)
         .map_err(|source| ContainerError::Damaged { path: lib.clone(), source })?;
-    dirs::write_atomic(&lib.join("config.json"), &config).map_err(ContainerError::io(&lib))
+    dirs::write_atomic(&container.config_path(), &config).map_err(ContainerError::io(&lib))
 }

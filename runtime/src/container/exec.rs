@@ -61,7 +61,8 @@ impl Container {
             .transpose()
             .map_err(|_| ContainerError::NotATerminal)?;
         let exit = attend(&agent, &process, terminal.as_ref(), options.signals).await?;
-        streams.finish(OUTPUT_GRACE).await;
+        // One that is cut is nothing to tell: its children live on and hold it.
+        let _ = streams.finish(OUTPUT_GRACE).await;
         Ok(exit.status())
     }
 

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use protocol::agent::{Call, ErrorKind, ProcessId};
 
+use super::place::Place;
 use super::{Container, ContainerError, State};
 use crate::agent::{Agent, AgentError};
 use crate::sandbox::cgroup;
@@ -20,11 +21,10 @@ impl Container {
 
     /// Fails unless its process runs.
     pub(super) fn require_running(&self, verb: &'static str) -> Result<(), ContainerError> {
-        let name = || self.config.name.clone();
         match self.state()? {
             Some(State::Running { .. } | State::Paused { .. }) => Ok(()),
-            Some(state) => Err(ContainerError::State { verb, name: name(), state: state.name() }),
-            None => Err(ContainerError::NotFound(name())),
+            Some(state) => Err(self.refuse(verb, &state)),
+            None => Err(ContainerError::NotFound(self.name())),
         }
     }
 
@@ -58,7 +58,9 @@ impl Container {
             other => other,
         }
     }
+}
 
+impl Place {
     /// Ends the machine without asking the guest. Its supervisor, if it lives,
     /// writes down the end.
     pub(super) fn kill_machine(&self) {

@@ -12,10 +12,13 @@
 //! ```
 //!
 //! * `state.json` holds the state, replaced atomically.
-//! * `lock` (flock) is held by whoever changes it: see [`store::VerbLock`].
+//! * `lock` (flock) is held by whoever changes it: see [`place::VerbLock`].
 //! * `supervisor.lock` (flock) is held by the process that has the sandbox, from
-//!   Ready to Stopped. It alone says whether that process lives: a state that
+//!   before Ready to Stopped. It alone says whether that process lives: a state that
 //!   needs a supervisor without one is corrected by [`reconcile`].
+//!
+//! A container exists as long as its config.json does; what else is left of one
+//! that was killed on its way in or out is removed by `sweep`.
 //!
 //! Invariant: no verb waits for a container's end while it holds `lock`, because
 //! the supervisor needs it to write down the end.
@@ -24,20 +27,42 @@ pub mod config;
 pub mod create;
 pub mod exec;
 pub mod handover;
+mod holder;
 pub mod kill;
 pub mod list;
+pub mod place;
 pub mod reconcile;
 pub mod remove;
 pub mod state;
 pub mod stop;
 pub mod store;
 pub mod supervise;
+mod sweep;
 
 use std::path::PathBuf;
 
 pub use config::{ContainerConfig, Writable};
 pub use state::State;
 pub use store::{Container, Containers};
+
+/// A container one of whose files cannot be read.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "container {0} cannot be read, and can only be removed (`bulkhead rm -f {0}`)",
+    crate::id::short(id)
+)]
+pub struct Damaged {
+    /// Its id.
+    pub id: String,
+    /// Names the file.
+    source: Box<ContainerError>,
+}
+
+impl Damaged {
+    fn new(id: &str, source: ContainerError) -> Damaged {
+        Damaged { id: id.into(), source: Box::new(source) }
+    }
+}
 
 /// Why a verb failed.
 #[derive(Debug, thiserror::Error)]
@@ -75,7 +100,8 @@ pub enum ContainerError {
     },
     /// Removal of a running container without force.
     #[error(
-        "cannot remove container {0}: it is running; stop it first or force its removal with -f"
+        "cannot remove container {0}: it is running or starting; stop it first or force its \
+         removal with -f"
     )]
     StillRunning(String),
     /// It does not end.
@@ -102,6 +128,9 @@ pub enum ContainerError {
         /// Why.
         source: serde_json::Error,
     },
+    /// A container that can only be removed.
+    #[error(transparent)]
+    Unreadable(#[from] Damaged),
     /// The sandbox does not start.
     #[error(transparent)]
     Launch(#[from] crate::sandbox::LaunchError),

@@ -4,8 +4,8 @@
 //! but cannot write that down, nor remove the cgroup and the directory. Whoever
 //! looks next does.
 
-use super::store::VerbLock;
-use super::{Container, ContainerError, State};
+use super::place::{Place, VerbLock};
+use super::{Container, ContainerError, Damaged, State};
 use crate::dirs;
 use crate::sandbox::cgroup;
 
@@ -17,9 +17,10 @@ impl Container {
     /// container was one to remove at its end and is gone by that.
     ///
     /// # Errors
-    /// When files cannot be read or written.
+    /// [`ContainerError::Unreadable`] when the state cannot be read, or when
+    /// files cannot be written.
     pub fn state(&self) -> Result<Option<State>, ContainerError> {
-        let state = self.written_state()?;
+        let state = self.written_state().map_err(|error| Damaged::new(self.id(), error))?;
         if !state.needs_supervisor() || self.has_supervisor() {
             return Ok(Some(state));
         }
@@ -49,6 +50,22 @@ impl Container {
         Ok(Some(stopped))
     }
 
+    /// Whether it is on its way to a running process.
+    pub(super) fn is_starting(&self, state: &State) -> bool {
+        match state {
+            State::Created => self.has_supervisor(),
+            state => matches!(state, State::Ready { .. }),
+        }
+    }
+
+    /// A refusal of `verb` because of the state.
+    pub(super) fn refuse(&self, verb: &'static str, state: &State) -> ContainerError {
+        let state = if self.is_starting(state) { "starting" } else { state.name() };
+        ContainerError::State { verb, name: self.name(), state }
+    }
+}
+
+impl Place {
     /// Kills and removes what is left of a sandbox without a supervisor.
     pub(super) fn purge_sandbox(&self) {
         cgroup::purge(self.id());
@@ -60,8 +77,7 @@ impl Container {
     /// Removes all files of the container. config.json goes first: without it
     /// the container does not exist, whatever happens to the rest.
     pub(super) fn erase(&self, _: VerbLock) -> Result<(), ContainerError> {
-        let lib = self.lib_dir();
-        let config = lib.join("config.json");
+        let (lib, config) = (self.lib_dir(), self.config_path());
         match std::fs::remove_file(&config) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
                 return Err(ContainerError::io(config)(error));

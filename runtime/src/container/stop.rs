@@ -1,21 +1,29 @@
 //! `stop`: the stop signal, then SIGKILL, then the end of the machine.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use super::{Container, ContainerError, State};
+use nix::sys::signal::Signal;
+
+use super::place::Place;
+use super::{Container, ContainerError, holder};
 use crate::signals::SignalNumber;
+use crate::sys::pidfd::PidFd;
 
 /// Time that each step beyond the asked-for one may take.
 const STEP: Duration = Duration::from_secs(10);
+/// How often a machine that may not be there yet is killed.
+const LOOK: Duration = Duration::from_millis(10);
 
 impl Container {
     /// Stops the container. One that does not run is fine.
     ///
     /// # Errors
-    /// When it cannot be ended.
+    /// When it is only starting, or cannot be ended.
     pub async fn stop(&self, limit: Duration) -> Result<(), ContainerError> {
-        if !self.state()?.is_some_and(|state| state.needs_supervisor()) {
-            return Ok(());
+        match self.state()? {
+            Some(state) if self.is_starting(&state) => return Err(self.refuse("stop", &state)),
+            Some(state) if state.needs_supervisor() => {}
+            _ => return Ok(()),
         }
         let asked = SignalNumber(self.config.stop_signal);
         for (signal, limit) in [(asked, limit), (SignalNumber(libc::SIGKILL), STEP)] {
@@ -30,26 +38,47 @@ impl Container {
         }
         self.end_machine().await
     }
+}
 
+impl Place {
     /// Kills the machine and waits for its supervisor.
     pub(super) async fn end_machine(&self) -> Result<(), ContainerError> {
-        self.kill_machine();
-        if self.wait_gone(Some(STEP)).await {
+        if self.kill_until_gone().await {
             return Ok(());
         }
-        // The supervisor hangs, or has not yet or no more a machine.
-        if let Some(State::Ready { machine } | State::Running { machine, .. }) = self.state()?
-            && self.has_supervisor()
-            && let Ok(supervisor) = crate::sys::pidfd::PidFd::open(machine.supervisor)
-            // Still the same process: the lock is held by nobody else.
-            && self.has_supervisor()
+        // The supervisor hangs.
+        self.kill_supervisor();
+        if self.kill_until_gone().await {
+            return Ok(());
+        }
+        Err(ContainerError::Immortal { name: self.name(), seconds: 2 * STEP.as_secs() })
+    }
+
+    /// Kills what is in the cgroup until the supervisor is gone; false when it
+    /// takes too long. Again and again, because a supervisor that is starting
+    /// may make its VMM, or the cgroup itself, at any moment.
+    async fn kill_until_gone(&self) -> bool {
+        let begin = Instant::now();
+        while self.has_supervisor() {
+            if begin.elapsed() > STEP {
+                return false;
+            }
+            self.kill_machine();
+            tokio::time::sleep(LOOK).await;
+        }
+        true
+    }
+
+    /// Kills the process that has the supervisor's lock. state.json does not
+    /// name it during a start, and may not be readable.
+    fn kill_supervisor(&self) {
+        let lock = self.supervisor_file();
+        if let Some(pid) = holder::of(&lock)
+            && let Ok(process) = PidFd::open(pid)
+            // Still so: the number was not another's when it was opened.
+            && holder::of(&lock) == Some(pid)
         {
-            let _ = supervisor.signal(nix::sys::signal::Signal::SIGKILL);
+            let _ = process.signal(Signal::SIGKILL);
         }
-        if self.wait_gone(Some(STEP)).await {
-            return Ok(());
-        }
-        let name = self.config.name.clone();
-        Err(ContainerError::Immortal { name, seconds: 2 * STEP.as_secs() })
     }
 }

@@ -1,11 +1,12 @@
-//! Containers as they lie on disk, and their locks.
+//! Containers as they lie on disk.
 
-use std::fs::{File, TryLockError};
-use std::os::unix::fs::OpenOptionsExt;
-use std::path::{Path, PathBuf};
+use std::ops::Deref;
+use std::path::Path;
 
 use super::config::VERSION;
-use super::{ContainerConfig, ContainerError, State};
+use super::list::Listing;
+use super::place::{self, Place, VerbLock};
+use super::{ContainerConfig, ContainerError, Damaged, State};
 use crate::dirs::{self, Dirs};
 use crate::{id, log_file};
 
@@ -15,21 +16,22 @@ pub struct Containers {
     dirs: Dirs,
 }
 
-/// One container.
+/// One container: what it is, and where.
 #[derive(Debug, Clone)]
 pub struct Container {
     /// What it is.
     pub config: ContainerConfig,
-    dirs: Dirs,
+    place: Place,
 }
 
-/// The right to change a container's state. Dropped, it is given back.
-#[derive(Debug)]
-pub struct VerbLock(#[allow(dead_code)] File);
+/// Most of what verbs do needs no configuration.
+impl Deref for Container {
+    type Target = Place;
 
-/// The claim to be a container's supervisor, true as long as this lives.
-#[derive(Debug)]
-pub struct SupervisorLock(#[allow(dead_code)] File);
+    fn deref(&self) -> &Place {
+        &self.place
+    }
+}
 
 impl Containers {
     /// The containers below `dirs`.
@@ -46,54 +48,57 @@ impl Containers {
     /// moment may be missing.
     ///
     /// # Errors
-    /// When the directory cannot be read, or a container is damaged.
-    pub fn all(&self) -> Result<Vec<Container>, ContainerError> {
+    /// When the directory cannot be read.
+    pub fn all(&self) -> Result<Listing<Container>, ContainerError> {
+        let mut all = Listing { sound: Vec::new(), damaged: Vec::new() };
         let directory = self.dirs.containers();
         let entries = match std::fs::read_dir(&directory) {
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(all),
             other => other.map_err(ContainerError::io(&directory))?,
         };
-        let mut all = Vec::new();
         for entry in entries {
             let entry = entry.map_err(ContainerError::io(&directory))?;
-            if let Some(container) = self.load(&entry.file_name().to_string_lossy())? {
-                all.push(container);
+            match self.load(&entry.file_name().to_string_lossy()) {
+                Ok(found) => all.sound.extend(found),
+                Err(damaged) => all.damaged.push(damaged),
             }
         }
-        all.sort_by_key(|container| container.config.created);
+        all.sound.sort_by_key(|container| container.config.created);
         Ok(all)
     }
 
-    fn load(&self, id: &str) -> Result<Option<Container>, ContainerError> {
-        let path = self.dirs.container_lib(id).join("config.json");
-        let config: Option<ContainerConfig> = read_json(&path)?;
-        Ok(config
-            .filter(|config| config.version == VERSION)
-            .map(|config| Container { config, dirs: self.dirs.clone() }))
+    fn load(&self, id: &str) -> Result<Option<Container>, Damaged> {
+        let config: Option<ContainerConfig> =
+            read_json(&self.place(id).config_path()).map_err(|error| Damaged::new(id, error))?;
+        Ok(config.filter(|config| config.version == VERSION).map(|config| self.adopt(config)))
     }
 
     /// The container with this id, start of an id, or name.
     ///
     /// # Errors
-    /// When there is none, or several.
+    /// When there is none, or several, or it cannot be read.
     pub fn find(&self, reference: &str) -> Result<Container, ContainerError> {
-        let is_id =
-            reference.len() == id::ID_LEN && reference.bytes().all(|byte| byte.is_ascii_hexdigit());
-        if is_id && let Some(container) = self.load(reference)? {
+        if id::is_id(reference)
+            && let Some(container) = self.load(reference)?
+        {
             return Ok(container);
         }
+        let is_start = |id: &str| !reference.is_empty() && id.starts_with(reference);
+        let all = self.all()?;
         let mut found = Vec::new();
-        for container in self.all()? {
+        for container in all.sound {
             if container.config.name == reference {
                 return Ok(container);
             }
-            if !reference.is_empty() && container.config.id.starts_with(reference) {
-                found.push(container);
+            if is_start(container.id()) {
+                found.push(Ok(container));
             }
         }
+        let damaged = all.damaged.into_iter().filter(|damaged| is_start(&damaged.id));
+        found.extend(damaged.map(|damaged| Err(damaged.into())));
         match (found.pop(), found.is_empty()) {
             (None, _) => Err(ContainerError::NotFound(reference.into())),
-            (Some(container), true) => Ok(container),
+            (Some(only), true) => only,
             (Some(_), false) => Err(ContainerError::Ambiguous(reference.into())),
         }
     }
@@ -102,49 +107,29 @@ impl Containers {
     pub(super) fn lock_names(&self) -> Result<VerbLock, ContainerError> {
         let directory = self.dirs.containers();
         dirs::make_private(&directory).map_err(ContainerError::io(&directory))?;
-        lock(&directory.join(".names.lock")).map(VerbLock)
+        place::lock(&directory.join(NAMES))
+    }
+
+    /// The same, if nobody holds it and there ever was a container.
+    pub(super) fn try_lock_names(&self) -> Option<VerbLock> {
+        place::try_lock(&self.dirs.containers().join(NAMES))
     }
 
     pub(super) fn adopt(&self, config: ContainerConfig) -> Container {
-        Container { config, dirs: self.dirs.clone() }
+        let place = Place::new(&config.id, &config.name, self.dirs.clone());
+        Container { config, place }
+    }
+
+    /// Where the container `id` lies, whether it can be read or not.
+    pub(super) fn place(&self, id: &str) -> Place {
+        Place::new(id, id::short(id), self.dirs.clone())
     }
 }
 
+/// Name of the file that is locked while names are taken.
+const NAMES: &str = ".names.lock";
+
 impl Container {
-    /// Its id.
-    pub fn id(&self) -> &str {
-        &self.config.id
-    }
-
-    /// Lasting state.
-    pub fn lib_dir(&self) -> PathBuf {
-        self.dirs.container_lib(self.id())
-    }
-
-    /// Volatile state.
-    pub fn run_dir(&self) -> PathBuf {
-        self.dirs.container_run(self.id())
-    }
-
-    /// Directory of its sandbox.
-    pub fn sandbox_dir(&self) -> PathBuf {
-        self.dirs.sandbox(self.id())
-    }
-
-    /// Directory of its writable layer.
-    pub fn rw_dir(&self) -> PathBuf {
-        self.lib_dir().join("rw")
-    }
-
-    /// Its log.
-    pub fn log_path(&self) -> PathBuf {
-        self.lib_dir().join("log.json")
-    }
-
-    pub(super) fn dirs(&self) -> &Dirs {
-        &self.dirs
-    }
-
     /// Opens its log for one stream.
     ///
     /// # Errors
@@ -202,71 +187,6 @@ impl Container {
         let path = run.join("state.json");
         dirs::write_atomic(&path, &bytes).map_err(ContainerError::io(path))
     }
-
-    /// Waits for the right to change the state.
-    ///
-    /// # Errors
-    /// When the container was removed meanwhile.
-    pub fn lock(&self) -> Result<VerbLock, ContainerError> {
-        let lock = VerbLock(lock(&self.lock_file("lock")?)?);
-        self.still_there()?;
-        Ok(lock)
-    }
-
-    /// The right to change the state, if nobody has it.
-    ///
-    /// # Errors
-    /// As [`Container::lock`].
-    pub fn try_lock(&self) -> Result<Option<VerbLock>, ContainerError> {
-        let path = self.lock_file("lock")?;
-        let file = open_lock(&path)?;
-        match file.try_lock() {
-            Ok(()) => self.still_there().map(|()| Some(VerbLock(file))),
-            Err(TryLockError::WouldBlock) => Ok(None),
-            Err(TryLockError::Error(error)) => Err(ContainerError::io(path)(error)),
-        }
-    }
-
-    /// Becomes the supervisor. The caller holds the verb lock and has seen that
-    /// there is none.
-    pub(super) fn become_supervisor(&self) -> Result<SupervisorLock, ContainerError> {
-        lock(&self.lock_file("supervisor.lock")?).map(SupervisorLock)
-    }
-
-    /// Whether its supervisor lives.
-    pub fn has_supervisor(&self) -> bool {
-        // Shared, so that two who look do not see each other.
-        let file = File::open(self.run_dir().join("supervisor.lock"));
-        file.is_ok_and(|file| matches!(file.try_lock_shared(), Err(TryLockError::WouldBlock)))
-    }
-
-    fn lock_file(&self, name: &str) -> Result<PathBuf, ContainerError> {
-        let run = self.run_dir();
-        self.still_there()?;
-        dirs::make_private(&run).map_err(ContainerError::io(&run))?;
-        Ok(run.join(name))
-    }
-
-    fn still_there(&self) -> Result<(), ContainerError> {
-        if self.lib_dir().join("config.json").exists() {
-            return Ok(());
-        }
-        // A lock file that a late comer made again.
-        let _ = dirs::remove_tree(&self.run_dir());
-        Err(ContainerError::NotFound(self.config.name.clone()))
-    }
-}
-
-fn open_lock(path: &Path) -> Result<File, ContainerError> {
-    let mut options = File::options();
-    options.read(true).write(true).create(true).truncate(false).mode(0o600);
-    options.open(path).map_err(ContainerError::io(path))
-}
-
-fn lock(path: &Path) -> Result<File, ContainerError> {
-    let file = open_lock(path)?;
-    file.lock().map_err(ContainerError::io(path))?;
-    Ok(file)
 }
 
 fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> Result<Option<T>, ContainerError> {

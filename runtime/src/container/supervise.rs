@@ -13,8 +13,8 @@ use std::time::Duration;
 
 use protocol::agent::{Call, Event, Exit};
 
+use super::place::{SupervisorLock, VerbLock};
 use super::state::Machine;
-use super::store::{SupervisorLock, VerbLock};
 use super::{Container, ContainerError, State, chain};
 use crate::agent::AgentError;
 use crate::sandbox::{Sandbox, SandboxConfig, boot_timeout};
@@ -50,6 +50,21 @@ pub struct Outcome {
     pub oom: bool,
     /// Why, when not by itself.
     pub error: Option<String>,
+    /// Outputs that were closed before their end.
+    pub cut: Vec<&'static str>,
+}
+
+impl Outcome {
+    /// What to tell of outputs that were cut.
+    pub fn cut_note(&self) -> Option<String> {
+        let (what, seconds) = (self.cut.join(" and "), OUTPUT_GRACE.as_secs());
+        (!self.cut.is_empty()).then(|| {
+            format!(
+                "the output may be incomplete: {what} stayed open after the container's end, \
+                 and was cut as nothing came from it for {seconds} s"
+            )
+        })
+    }
 }
 
 /// The right to run a container.
@@ -91,8 +106,7 @@ impl<'a> Supervisor<'a> {
         let verb = container.lock()?;
         let state = container.written_state()?;
         if container.has_supervisor() || state.needs_supervisor() {
-            let (verb, name) = ("start", container.config.name.clone());
-            return Err(ContainerError::State { verb, name, state: state.name() });
+            return Err(container.refuse("start", &state));
         }
         let alive = container.become_supervisor()?;
         if state != State::Created {
@@ -247,13 +261,13 @@ impl Running<'_> {
             (Err(_), Some(error)) => chain(&error),
             (Err(_), None) => "the machine of the container was lost".into(),
         };
-        Outcome { exit_code: 137, oom: false, error: Some(why) }
+        Outcome { exit_code: 137, oom: false, error: Some(why), cut: Vec::new() }
     }
 
     /// Takes everything down and writes the end.
-    async fn finish(self, outcome: Outcome) -> Result<Outcome, ContainerError> {
+    async fn finish(self, mut outcome: Outcome) -> Result<Outcome, ContainerError> {
         let Running { container, alive, sandbox, streams, terminal, signals } = self;
-        streams.finish(OUTPUT_GRACE).await;
+        outcome.cut = streams.finish(OUTPUT_GRACE).await;
         drop((terminal, signals));
         sandbox.shutdown(POWER_OFF).await;
         let lock = container.lock()?;
@@ -269,5 +283,19 @@ impl Running<'_> {
 }
 
 fn of_exit(exit: Exit, oom_seen: bool) -> Outcome {
-    Outcome { exit_code: exit.status(), oom: exit.oom || oom_seen, error: None }
+    Outcome { exit_code: exit.status(), oom: exit.oom || oom_seen, error: None, cut: Vec::new() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn outputs_that_were_cut_are_named() {
+        let mut outcome = Outcome { exit_code: 0, oom: false, error: None, cut: Vec::new() };
+        assert_eq!(outcome.cut_note(), None);
+        outcome.cut = vec!["stdout", "stderr"];
+        let note = outcome.cut_note().unwrap();
+        assert!(note.contains(": stdout and stderr stayed open") && note.ends_with("for 5 s"));
+    }
 }

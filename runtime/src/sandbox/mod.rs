@@ -215,12 +215,10 @@ fn prepare(
     resources: &Resources,
     shares: &[ShareConfig],
 ) -> Result<Vec<(Share, OwnedFd)>, LaunchError> {
-    process
-        .map_ids(resources.uids.base(), uids::RANGE)
-        .map_err(|source| LaunchError::Namespace { what: "map the ids", source })?;
-    let userns = process
-        .user_namespace()
-        .map_err(|source| LaunchError::Namespace { what: "open the user namespace", source })?;
+    let failed = |what| move |source| LaunchError::Namespace { what, source };
+    process.map_ids(resources.uids.base(), uids::RANGE).map_err(failed("map the ids"))?;
+    process.raise_descriptors().map_err(failed("raise the limit of descriptors"))?;
+    let userns = process.user_namespace().map_err(failed("open the user namespace"))?;
     // Besides the shares: kvm, kernel, initrd, console, vsock listener.
     let limit = protocol::machine::MAX_FDS - 5;
     if shares.len() > limit {

@@ -10,6 +10,8 @@ use tokio::io::AsyncReadExt;
 use tokio::net::unix::pipe::Receiver;
 use tokio::task::JoinHandle;
 
+/// What the first line of the guest's user space ends with.
+const FIRST_LINE: &[u8] = protocol::agent::FIRST_LINE.as_bytes();
 /// How many bytes are kept.
 const KEPT: usize = 8 << 10;
 
@@ -33,9 +35,14 @@ impl Tail {
         let task = tokio::spawn(async move {
             let mut chunk = [0; 4096];
             while let Ok(length @ 1..) = receiver.read(&mut chunk).await {
-                let _ = came.set(Instant::now());
+                let now = Instant::now();
                 let mut kept = kept.lock().unwrap_or_else(PoisonError::into_inner);
                 kept.extend(&chunk[..length]);
+                // What the kernel complains of before is not that line.
+                let fresh = (length + FIRST_LINE.len()).min(kept.len());
+                if came.get().is_none() && contains(&mut kept, fresh) {
+                    let _ = came.set(now);
+                }
                 let excess = kept.len().saturating_sub(KEPT);
                 kept.drain(..excess);
             }
@@ -49,7 +56,7 @@ impl Tail {
         String::from_utf8_lossy(bytes.make_contiguous()).into_owned()
     }
 
-    /// When the first bytes came.
+    /// When the first line of the guest's user space came.
     pub(super) fn first(&self) -> Option<Instant> {
         self.first.get().copied()
     }
@@ -59,6 +66,12 @@ impl Tail {
         let _ = tokio::time::timeout(limit, &mut self.task).await;
         self.text()
     }
+}
+
+/// Whether the last `fresh` bytes hold the first line.
+fn contains(kept: &mut VecDeque<u8>, fresh: usize) -> bool {
+    let bytes = kept.make_contiguous();
+    bytes[bytes.len() - fresh..].windows(FIRST_LINE.len()).any(|window| window == FIRST_LINE)
 }
 
 impl Drop for Tail {
@@ -72,6 +85,21 @@ mod tests {
     use std::io::Write;
 
     use super::*;
+
+    #[tokio::test]
+    async fn the_first_line_is_user_spaces() {
+        let (mut tail, write) = Tail::pipe().unwrap();
+        let mut write = std::fs::File::from(write);
+        for piece in ["[0.1] Spectre\n[0.2] bulkhead-agent: fir", "st lin"] {
+            write.write_all(piece.as_bytes()).unwrap();
+            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+            assert_eq!(tail.first(), None);
+        }
+        write.write_all(b"e\n").unwrap();
+        drop(write);
+        tail.finish(std::time::Duration::from_secs(10)).await;
+        assert!(tail.first().is_some());
+    }
 
     #[tokio::test]
     async fn the_last_bytes_are_kept() {

@@ -179,8 +179,7 @@ impl VmmHandle {
         }
     }
 
-    /// When the guest's console got its first line: the agent's, unless the
-    /// kernel had something to complain of.
+    /// When the first line of the guest's user space was on its console.
     pub fn first_line(&self) -> Option<std::time::Instant> {
         self.console.first()
     }

@@ -167,11 +167,15 @@ impl Streams {
 
     /// After the process's end: waits for the last bytes of its outputs. An
     /// output that nothing comes from for `grace`, because something else holds
-    /// it open, is closed.
-    pub async fn finish(mut self, grace: Duration) {
+    /// it open or the guest stalls, is closed: the names of those.
+    pub async fn finish(mut self, grace: Duration) -> Vec<&'static str> {
+        let mut cut = Vec::new();
         for pump in &mut self.outputs {
-            pump.drain(grace).await;
+            if !pump.drain(grace).await {
+                cut.push(pump.name);
+            }
         }
+        cut
     }
 }
 

@@ -33,6 +33,7 @@ struct Progress {
 
 /// A copying thread. Dropped, it is stopped.
 pub(super) struct Pump {
+    pub(super) name: &'static str,
     stop: Arc<EventFd>,
     socket: UnixStream,
     progress: Arc<Progress>,
@@ -49,13 +50,13 @@ impl Pump {
     }
 
     /// From the guest to the host.
-    pub(super) fn output(name: &str, from: UnixStream, to: Output) -> io::Result<Pump> {
+    pub(super) fn output(name: &'static str, from: UnixStream, to: Output) -> io::Result<Pump> {
         Pump::spawn(name, from, move |_, mut socket, progress| {
             copy_output(&mut socket, to, progress);
         })
     }
 
-    fn spawn<F>(name: &str, socket: UnixStream, copy: F) -> io::Result<Pump>
+    fn spawn<F>(name: &'static str, socket: UnixStream, copy: F) -> io::Result<Pump>
     where
         F: FnOnce(&EventFd, UnixStream, &Progress) + Send + 'static,
     {
@@ -68,11 +69,12 @@ impl Pump {
             copy(&its_stop, its_socket, &its_progress);
             let _ = finished.send(());
         })?;
-        Ok(Pump { stop, socket, progress, done, thread: Some(thread) })
+        Ok(Pump { name, stop, socket, progress, done, thread: Some(thread) })
     }
 
-    /// Waits for the end of an output, for as long as it moves.
-    pub(super) async fn drain(&mut self, grace: Duration) {
+    /// Waits for the end of an output, for as long as it moves; false when it
+    /// does not end.
+    pub(super) async fn drain(&mut self, grace: Duration) -> bool {
         let mut seen = self.progress.moved.load(Ordering::Relaxed);
         let mut since = Instant::now();
         while tokio::time::timeout(LOOK, &mut self.done).await.is_err() {
@@ -80,9 +82,10 @@ impl Pump {
             if moved != seen || self.progress.writing.load(Ordering::Relaxed) {
                 (seen, since) = (moved, Instant::now());
             } else if since.elapsed() > grace {
-                return;
+                return false;
             }
         }
+        true
     }
 }
 

@@ -51,7 +51,7 @@ async fn output_arrives_whole_at_a_slow_reader() {
         read.read_to_end(&mut got).unwrap();
         got
     });
-    pump.drain(GRACE).await;
+    assert!(pump.drain(GRACE).await);
     drop(pump);
     writer.join().unwrap();
     assert!(reader.join().unwrap() == data);
@@ -78,7 +78,7 @@ async fn a_stream_that_somebody_else_holds_open_is_given_up() {
     let output = Output { fd: Some(write.into()), log: None };
     let mut pump = Pump::output("stdout", ours, output).unwrap();
     let begin = std::time::Instant::now();
-    pump.drain(GRACE).await;
+    assert!(!pump.drain(GRACE).await);
     drop(pump);
     assert!(begin.elapsed() < GRACE * 20);
     drop(guest);
@@ -134,7 +134,7 @@ async fn attaching_speaks_the_handshakes() {
     let process = ProcessId { container: "c".into(), exec: None };
     let streams = Streams::attach(dir.path(), &process, host).await.unwrap();
     peer.await.unwrap();
-    streams.finish(GRACE).await;
+    assert!(streams.finish(GRACE).await.is_empty());
     let mut got = String::new();
     read.read_to_string(&mut got).unwrap();
     assert_eq!(got, "output");

@@ -4,6 +4,7 @@
 //! Everything is measured in one run, interleaved, and given as all its samples
 //! with the median: the test host is emulated, and two runs are not comparable.
 
+mod bare;
 mod memory;
 mod picture;
 mod start;

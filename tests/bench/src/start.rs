@@ -8,9 +8,11 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use protocol::agent::FIRST_LINE;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
+use crate::bare;
 use crate::memory::{self, Memory};
 
 /// Options of `start`.
@@ -22,6 +24,9 @@ pub struct Options {
     /// Directory that holds vmlinux and initramfs.cpio
     #[arg(long)]
     share: PathBuf,
+    /// Another kernel (an uncompressed ELF) to compare with on our VMM
+    #[arg(long)]
+    kernel: PathBuf,
     /// Samples of each
     #[arg(long, default_value_t = 7)]
     runs: usize,
@@ -56,18 +61,22 @@ pub struct Report {
     pub stages: Vec<(String, Samples)>,
     /// bulkhead's first line over that of `qemu -M microvm`.
     pub first_line_ratio: f64,
+    /// Our kernel's first line over that of Debian's cloud kernel on our VMM.
+    pub kernel_ratio: f64,
     /// One idle container.
     pub memory: Memory,
     /// Guest memory of both VMMs in MiB.
     pub guest_mib: u32,
 }
 
+/// The VMM without the runtime.
+const OURS: &str = "bulkhead-vmm by hand";
+/// The same with Debian's cloud kernel.
+const DEBIANS: &str = "bulkhead-vmm by hand, Debian's kernel";
 const NAME: &str = "debian:bench";
 const CONTAINER: &str = "bench";
 /// Guest memory of the comparison.
 const GUEST_MIB: u32 = 128;
-/// What the agent prints first, see guest-agent/.
-const FIRST_LINE: &str = "bulkhead-agent: first line";
 
 /// Measures everything.
 pub fn run(options: &Options) -> Result<Report> {
@@ -84,6 +93,8 @@ pub fn run(options: &Options) -> Result<Report> {
     let qemu = report.first_line.get("qemu -M microvm").map_or(f64::NAN, |samples| samples.median);
     let ours = report.first_line.get("bulkhead-vmm").map_or(f64::NAN, |samples| samples.median);
     report.first_line_ratio = ours / qemu;
+    let bare = |name| report.first_line.get(name).map_or(f64::NAN, |samples| samples.median);
+    report.kernel_ratio = bare(OURS) / bare(DEBIANS);
     Ok(report)
 }
 
@@ -97,6 +108,9 @@ fn once(report: &mut Report, options: &Options, bundle: &Bundle) -> Result<()> {
         |name: &str, taken| report.first_line.entry(name.into()).or_default().push(taken);
     line("qemu -M microvm", qemu(options, &[])?);
     line("qemu -M microvm, tuned", qemu(options, TUNED)?);
+    let initrd = options.share.join("initramfs.cpio");
+    line(OURS, bare::first_line(&options.share.join("vmlinux"), &initrd, GUEST_MIB)?);
+    line(DEBIANS, bare::first_line(&options.kernel, &initrd, GUEST_MIB)?);
     detached(report)
 }
 
@@ -190,8 +204,8 @@ const TUNED: &[&str] = &[
 
 /// Milliseconds from QEMU's start to the first user-space line.
 fn qemu(options: &Options, more: &[&str]) -> Result<f64> {
-    let append = "quiet earlyprintk=ttyS0,keep panic=-1 reboot=t tsc=reliable no_timer_check \
-                  pci=off rdinit=/init";
+    let append = "loglevel=3 earlyprintk=ttyS0,keep panic=-1 reboot=t tsc=reliable \
+                  no_timer_check noreplace-smp rcupdate.rcu_expedited=1 pci=off rdinit=/init";
     let start = Instant::now();
     let mut command = Command::new("qemu-system-x86_64");
     if more.is_empty() {
@@ -213,7 +227,7 @@ fn qemu(options: &Options, more: &[&str]) -> Result<f64> {
     let lines = BufReader::new(child.stdout.take().context("no standard output")?).lines();
     let mut taken = None;
     for line in lines.map_while(Result::ok) {
-        if line.contains(FIRST_LINE) {
+        if line.ends_with(FIRST_LINE) {
             taken = Some(start.elapsed().as_secs_f64() * 1000.0);
             break;
         }

@@ -4,9 +4,10 @@ use super::layout;
 
 /// Words that every guest gets, each with its reason.
 const BASE: &[&str] = &[
-    // Only errors and worse go to the console: a byte is two VM exits. First of
-    // all, since the console prints what was logged before when it starts.
-    "quiet",
+    // Only what is critical goes to the console (a panic, a bug, the agent): a
+    // byte is two VM exits. First of all, since the console prints what was
+    // logged before when it starts.
+    "loglevel=3",
     // The early console writes to the data register without probing a UART,
     // and stays: no serial driver is in the kernel.
     "earlyprintk=ttyS0,keep",

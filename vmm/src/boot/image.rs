@@ -14,8 +14,9 @@ use vm_memory::bitmap::BitmapSlice;
 use vm_memory::{ReadVolatile, VolatileMemoryError, VolatileSlice};
 
 const PAGE: u64 = 4096;
-/// Below this a copy is cheaper than a mapping.
-const WORTH_MAPPING: u64 = 16 * PAGE;
+/// Below this it is copied: the kernel's data, most pages of which are written, so
+/// that a mapping would cost two faults and a copy for each.
+const WORTH_MAPPING: u64 = 1 << 20;
 
 /// The file, as linux-loader wants it. It must not be truncated while a guest
 /// runs: install a new kernel under a temporary name and rename it.
@@ -106,9 +107,9 @@ mod tests {
     use std::io::Write;
     use vm_memory::{Bytes, GuestAddress};
 
-    /// 200 KiB whose bytes tell their offset.
+    /// 2000 KiB whose bytes tell their offset.
     fn file() -> (File, Vec<u8>) {
-        let bytes: Vec<u8> = (0..200 << 10u32).map(|index: u32| (index / 7) as u8).collect();
+        let bytes: Vec<u8> = (0..2000 << 10u32).map(|index: u32| (index / 7) as u8).collect();
         let mut file = tempfile::tempfile().unwrap();
         file.write_all(&bytes).unwrap();
         (file, bytes)
@@ -119,9 +120,9 @@ mod tests {
         let ram = crate::memory::allocate(32).unwrap();
         let (mut file, bytes) = file();
         // Aligned alike (mapped, with head and tail), and not (copied).
-        for (offset, target) in [(4096 + 5, (1 << 20) + 5), (4096 + 5, (2 << 20) + 9), (0, 4 << 20)]
+        for (offset, target) in [(4096 + 5, (1 << 20) + 5), (4096 + 5, (4 << 20) + 9), (0, 8 << 20)]
         {
-            let length = 150_001;
+            let length = 1_500_001;
             let mut image = KernelImage::new(&mut file).unwrap();
             image.seek(SeekFrom::Start(offset)).unwrap();
             ram.read_exact_volatile_from(GuestAddress(target), &mut image, length).unwrap();
@@ -138,7 +139,7 @@ mod tests {
         let (mut file, bytes) = file();
         let mut image = KernelImage::new(&mut file).unwrap();
         image.rewind().unwrap();
-        ram.read_exact_volatile_from(GuestAddress(1 << 20), &mut image, 128 << 10).unwrap();
+        ram.read_exact_volatile_from(GuestAddress(1 << 20), &mut image, 1280 << 10).unwrap();
         ram.write_obj(0xeeu8, GuestAddress((1 << 20) + 8192)).unwrap();
         let mut again = Vec::new();
         file.rewind().unwrap();
@@ -152,6 +153,6 @@ mod tests {
         let (mut file, _) = file();
         let mut image = KernelImage::new(&mut file).unwrap();
         image.rewind().unwrap();
-        assert!(ram.read_exact_volatile_from(GuestAddress(1 << 20), &mut image, 1 << 20).is_err());
+        assert!(ram.read_exact_volatile_from(GuestAddress(1 << 20), &mut image, 4 << 20).is_err());
     }
 }

@@ -211,12 +211,12 @@ impl Filters {
 
 fn program(own: &[i64], ioctls: &[u64]) -> Result<BpfProgram, JailError> {
     let failed = |error: seccompiler::BackendError| JailError::Filter(error.to_string());
-    let equals = |argument, value| -> Result<SeccompRule, JailError> {
-        let length = SeccompCmpArgLen::Dword;
-        SeccompCondition::new(argument, length, SeccompCmpOp::Eq, value)
+    let rule = |argument, operator, value| -> Result<SeccompRule, JailError> {
+        SeccompCondition::new(argument, SeccompCmpArgLen::Dword, operator, value)
             .and_then(|condition| SeccompRule::new(vec![condition]))
             .map_err(failed)
     };
+    let equals = |argument, value| rule(argument, SeccompCmpOp::Eq, value);
     let mut rules: BTreeMap<i64, Vec<SeccompRule>> =
         COMMON.iter().chain(own).map(|call| (*call, Vec::new())).collect();
     if !ioctls.is_empty() {
@@ -225,6 +225,11 @@ fn program(own: &[i64], ioctls: &[u64]) -> Result<BpfProgram, JailError> {
     }
     let fcntls: Result<Vec<_>, _> = FCNTLS.iter().map(|call| equals(1, *call as u64)).collect();
     rules.insert(libc::SYS_fcntl, fcntls?);
+    for call in [libc::SYS_mmap, libc::SYS_mprotect] {
+        // No thread makes code.
+        let executable = SeccompCmpOp::MaskedEq(libc::PROT_EXEC as u64);
+        rules.insert(call, vec![rule(2, executable, 0)?]);
+    }
     if own.contains(&libc::SYS_socketpair) {
         rules.insert(libc::SYS_socketpair, vec![equals(0, libc::AF_UNIX as u64)?]);
     }
@@ -244,28 +249,46 @@ mod tests {
     use nix::sys::wait::{WaitStatus, waitpid};
     use nix::unistd::{ForkResult, fork};
 
+    const EXEC: &str = "execve";
+    const CODE: &str = "mmap of code";
+
+    #[allow(unsafe_code)]
+    fn die(forbidden: &str) -> ! {
+        let (none, page) = (std::ptr::null_mut(), 4096);
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
+        // SAFETY: maps of its own memory, and the end of the process.
+        unsafe {
+            let data = libc::mmap(none, page, libc::PROT_READ | libc::PROT_WRITE, flags, -1, 0);
+            if data == libc::MAP_FAILED {
+                libc::_exit(1);
+            }
+            if forbidden == EXEC {
+                let _ = nix::unistd::execv(c"/bin/true", &[c"true"]);
+            } else {
+                libc::mmap(none, page, libc::PROT_READ | libc::PROT_EXEC, flags, -1, 0);
+            }
+            libc::_exit(0)
+        }
+    }
+
     #[test]
     fn the_lists_compile_and_bite() {
         let filters = Filters::compile().unwrap();
-        for kind in [ThreadKind::Main, ThreadKind::Vcpu, ThreadKind::Devices, ThreadKind::Fs] {
+        let kinds = [ThreadKind::Main, ThreadKind::Vcpu, ThreadKind::Devices, ThreadKind::Fs];
+        for (kind, forbidden) in kinds.into_iter().flat_map(|kind| [(kind, EXEC), (kind, CODE)]) {
             #[allow(unsafe_code)]
             // SAFETY: the child makes only system calls until it dies.
             match unsafe { fork() }.unwrap() {
                 ForkResult::Child => {
                     crate::jail::sys::prctl(libc::PR_SET_NO_NEW_PRIVS, 1).unwrap();
                     filters.apply(kind).unwrap();
-                    let _ = nix::unistd::execv(c"/bin/true", &[c"true"]);
-                    #[allow(unsafe_code)]
-                    // SAFETY: ends the process.
-                    unsafe {
-                        libc::_exit(0)
-                    };
+                    die(forbidden);
                 }
                 ForkResult::Parent { child } => {
                     let status = waitpid(child, None).unwrap();
                     assert!(
                         matches!(status, WaitStatus::Signaled(_, nix::sys::signal::SIGSYS, _)),
-                        "{kind:?}: {status:?}"
+                        "{kind:?} {forbidden}: {status:?}"
                     );
                 }
             }

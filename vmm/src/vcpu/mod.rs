@@ -71,8 +71,10 @@ pub struct VcpuHandle {
     thread: JoinHandle<()>,
 }
 
-/// Between two signals to a thread that has not answered yet.
-const KICK_INTERVAL: Duration = Duration::from_millis(2);
+/// Between the first two signals to a thread that has not answered yet.
+const FIRST_KICK: Duration = Duration::from_millis(2);
+/// The longest time between two.
+const LAST_KICK: Duration = Duration::from_millis(256);
 
 fn kick_signal() -> i32 {
     SIGRTMIN()
@@ -134,13 +136,16 @@ impl VcpuHandle {
 
     fn call(&self, command: Command) -> Option<Reply> {
         self.commands.send(command).ok()?;
+        // A kick just before KVM_RUN is lost, so that others must follow; ever
+        // later ones, or a slow thread would do nothing but take them.
+        let mut patience = FIRST_KICK;
         loop {
             // A thread that has ended cannot be signalled, and its reply is lost:
             // recv tells so.
             let _ = self.thread.kill(kick_signal());
-            match self.replies.recv_timeout(KICK_INTERVAL) {
+            match self.replies.recv_timeout(patience) {
                 Ok(reply) => return Some(reply),
-                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Timeout) => patience = (patience * 2).min(LAST_KICK),
                 Err(RecvTimeoutError::Disconnected) => return None,
             }
         }

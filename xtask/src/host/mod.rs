@@ -1,7 +1,7 @@
 //! `cargo xtask host -- COMMAND...`: runs COMMAND as root in a throw-away host
 //! with a genuine KVM. tests/host/README.md says what it is made of and why.
 
-mod artifacts;
+pub mod artifacts;
 mod job;
 mod machine;
 mod relay;

@@ -60,10 +60,16 @@ fn a_bare_tag_names_nothing_and_a_name_can_be_given() {
     oci_layout(&dir, Some("latest"), &[layer(&[("a", b"1")])]);
     assert!(bench.load(&dir)[0].references.is_empty());
     let options = LoadOptions { name: Some("mine:1".parse().unwrap()), ..LoadOptions::default() };
-    let image = &bench.store.load(&dir, &options, &()).unwrap()[0];
-    assert_eq!(image.references[0].familiar(), "mine:1");
+    let loaded = bench.store.load(&dir, &options, &()).unwrap().remove(0);
+    assert_eq!(loaded.image.references[0].familiar(), "mine:1");
     let image = bench.store.tag("mine:1", &"other:2".parse().unwrap()).unwrap();
     assert_eq!(image.references.len(), 2);
+    // Only the names of this load are told, however many there are by now.
+    let options = LoadOptions { name: Some("third".parse().unwrap()), ..options };
+    let loaded = bench.store.load(&dir, &options, &()).unwrap().remove(0);
+    assert_eq!(loaded.image.references.len(), 3);
+    let names: Vec<_> = loaded.names.iter().map(Reference::familiar).collect();
+    assert_eq!(names, ["third:latest"]);
 }
 
 #[test]
@@ -100,9 +106,11 @@ fn shared_layers_stay_until_the_last_image_goes() {
 
     // By force the name goes, and what containers use stays.
     assert_eq!(bench.store.remove("two:1", true, &used).unwrap(), ["Untagged: two:1"]);
-    assert!(bench.store.prune(&used).unwrap().is_empty());
+    let refused = bench.store.remove(two.id.short(), false, &used);
+    assert!(matches!(refused, Err(StoreError::InUse { .. })));
     assert!(two.layers.iter().all(|dir| dir.is_dir()));
-    assert_eq!(bench.store.prune(&HashSet::new()).unwrap().len(), 1);
+    let report = bench.store.remove(two.id.short(), false, &HashSet::new()).unwrap();
+    assert_eq!(report, [format!("Deleted: {}", two.id)]);
     bench.assert_empty();
 }
 
@@ -156,7 +164,11 @@ fn bad_archives_say_what_is_wrong_and_leave_nothing() {
     append(&mut missing, "manifest.json", list);
     fs::write(bench.path("missing.tar"), missing.into_inner().unwrap()).unwrap();
 
+    oci_layout(&bench.path("cut-index"), None, std::slice::from_ref(&fine));
+    fs::write(bench.path("cut-index/index.json"), "{").unwrap();
+
     for (path, expected) in [
+        (bench.path("cut-index"), "cannot use index.json in ".to_owned()),
         (bench.docker("h.tar", &["h:1"], &[fine.clone(), hostile]), "../evil".to_owned()),
         (broken, corrupt_name),
         (bench.path("cut.tar"), "cut.tar".to_owned()),

@@ -30,7 +30,8 @@ impl Bench {
     }
 
     pub(super) fn load(&self, archive: &Path) -> Vec<Image> {
-        self.store.load(archive, &LoadOptions::default(), &()).unwrap()
+        let loaded = self.store.load(archive, &LoadOptions::default(), &()).unwrap();
+        loaded.into_iter().map(|loaded| loaded.image).collect()
     }
 
     /// Writes a docker archive with one image.

@@ -4,6 +4,7 @@ use oci_spec::image::ImageConfiguration;
 
 use super::*;
 use crate::container::create::{CreateOptions, ImageSource};
+use crate::container::place::SupervisorLock;
 use crate::container::state::Machine;
 use crate::time::Timestamp;
 
@@ -63,7 +64,7 @@ fn a_container_is_found_by_name_and_id() {
     let invalid = home.create(Some("../x"), false).unwrap_err();
     assert!(matches!(invalid, ContainerError::InvalidName(_)));
     let ids: Vec<_> =
-        home.containers.list().unwrap().into_iter().map(|(c, _)| c.config.id).collect();
+        home.containers.list().unwrap().sound.into_iter().map(|(c, _)| c.config.id).collect();
     assert_eq!(ids, [other.id(), made.id()]);
 }
 
@@ -148,4 +149,72 @@ async fn verbs_refuse_what_does_not_run() {
     let error = container.kill(crate::signals::SignalNumber(9)).await.unwrap_err();
     assert_eq!(error.to_string(), "cannot kill container idle: it is created");
     container.stop(std::time::Duration::from_secs(1)).await.unwrap();
+}
+
+#[test]
+fn one_damaged_container_does_not_hide_the_others() {
+    let home = home();
+    let (sound, bad) =
+        (home.create(Some("web"), false).unwrap(), home.create(None, false).unwrap());
+    let worse = home.create(None, false).unwrap();
+    std::fs::write(bad.lib_dir().join("config.json"), "{").unwrap();
+    std::fs::write(worse.lib_dir().join("state.json"), "").unwrap();
+    let list = home.containers.list().unwrap();
+    assert_eq!((list.sound.len(), list.sound[0].0.id()), (1, sound.id()));
+    let told: Vec<_> =
+        list.damaged.iter().map(|damaged| crate::container::chain(damaged)).collect();
+    for (container, file) in [(&bad, "config.json"), (&worse, "state.json")] {
+        let short = crate::id::short(container.id());
+        let hint = format!("`bulkhead rm -f {short}`");
+        let path = container.lib_dir().join(file).display().to_string();
+        assert!(told.iter().any(|text| text.contains(&hint) && text.contains(&path)), "{told:?}");
+    }
+    assert_eq!(home.containers.find("web").unwrap().id(), sound.id());
+    assert!(matches!(home.containers.find("nope"), Err(ContainerError::NotFound(_))));
+    let error = home.containers.find(crate::id::short(bad.id())).unwrap_err();
+    assert!(matches!(error, ContainerError::Unreadable(_)));
+    home.create(Some("new"), false).unwrap();
+}
+
+#[tokio::test]
+async fn damaged_containers_are_removed_by_force() {
+    let home = home();
+    for file in ["config.json", "state.json"] {
+        let container = home.create(None, false).unwrap();
+        std::fs::write(container.lib_dir().join(file), "{").unwrap();
+        let short = crate::id::short(container.id());
+        let refused = home.containers.remove(short, false).await.unwrap_err();
+        assert!(matches!(refused, ContainerError::Unreadable(_)));
+        home.containers.remove(short, true).await.unwrap();
+        assert!(!container.lib_dir().exists() && !container.run_dir().exists());
+    }
+    home.containers.remove("nope", true).await.unwrap();
+    let error = home.containers.remove("nope", false).await.unwrap_err();
+    assert!(matches!(error, ContainerError::NotFound(_)));
+}
+
+#[tokio::test]
+async fn verbs_name_a_start_that_is_under_way() {
+    let home = home();
+    let container = home.create(Some("new"), false).unwrap();
+    let (verb, alive) = (container.lock().unwrap(), container.become_supervisor().unwrap());
+    let error = container.kill(crate::signals::SignalNumber(9)).await.unwrap_err();
+    assert_eq!(error.to_string(), "cannot kill container new: it is starting");
+    let error = container.stop(std::time::Duration::from_secs(1)).await.unwrap_err();
+    assert_eq!(error.to_string(), "cannot stop container new: it is starting");
+    let error = container.remove(false).await.unwrap_err();
+    assert!(error.to_string().contains("running or starting"));
+    // What a supervisor does whose machine was killed in the middle of a start.
+    let started = container.clone();
+    let begin = std::time::Instant::now();
+    let supervisor = std::thread::spawn(move || {
+        std::thread::sleep(std::time::Duration::from_millis(200));
+        let end = State::Created.stopped(125, false, Some("killed".into()));
+        started.write_state(&verb, &end).unwrap();
+        drop((alive, verb));
+    });
+    container.remove(true).await.unwrap();
+    supervisor.join().unwrap();
+    assert!(begin.elapsed() < std::time::Duration::from_secs(5));
+    assert!(!container.lib_dir().exists() && !container.run_dir().exists());
 }

@@ -4,12 +4,13 @@
 //! |-----------|-------------------|--------------|---------------------------------|
 //! | immutable | for ever          | for ever     | for ever                        |
 //! | private   | for ever          | for ever     | for ever; writes go through     |
-//! | live      | until the next use of the name | never | until the next open        |
+//! | live      | not at all        | not at all   | until the file changes          |
 //!
-//! A live share is close-to-open consistent: each open looks its name up again,
-//! which brings the attributes along. With a name that held for a second, a file
-//! that the host had just made longer was read up to its old length. The
-//! attributes of what is open already may be a second old.
+//! A live share is a directory that host and guest use together: what one side
+//! did, the other sees with its next call. Each open looks its name up again, and
+//! each read asks for the file's attributes first, which costs a round trip and
+//! tells whether cached data still hold. With attributes that held for a second,
+//! a file that the host had just made longer was read up to its old length.
 //!
 //! Writes to a private share go through although no one else writes: an engine
 //! may read the directory at any time (commit, diff, cp), and what a guest lost
@@ -27,8 +28,6 @@ use protocol::machine::ShareKind;
 
 /// As good as for ever, and small enough for any clock arithmetic of a kernel.
 const FOR_EVER: Duration = Duration::from_secs(365 * 24 * 3600);
-/// How stale the attributes of an open file of a live share may be.
-const LIVE: Duration = Duration::from_secs(1);
 
 /// One share of the tree, already mounted where the server can see it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -49,11 +48,11 @@ impl ShareConfig {
         self.read_only || self.kind == ShareKind::Immutable
     }
 
-    /// How long attributes hold.
+    /// How long names and attributes hold.
     pub fn timeout(&self) -> Duration {
         match self.kind {
             ShareKind::Immutable | ShareKind::Private => FOR_EVER,
-            ShareKind::Live => LIVE,
+            ShareKind::Live => Duration::ZERO,
         }
     }
 
@@ -67,10 +66,7 @@ impl ShareConfig {
         Some(Config {
             root_dir: self.path.to_str()?.to_owned(),
             attr_timeout: self.timeout(),
-            entry_timeout: match self.kind {
-                ShareKind::Immutable | ShareKind::Private => FOR_EVER,
-                ShareKind::Live => Duration::ZERO,
-            },
+            entry_timeout: self.timeout(),
             cache_policy: match self.kind {
                 ShareKind::Immutable | ShareKind::Private => CachePolicy::Always,
                 ShareKind::Live => CachePolicy::Auto,

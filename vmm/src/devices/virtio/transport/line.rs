@@ -3,12 +3,15 @@
 
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use virtio_bindings::bindings::virtio_mmio::{VIRTIO_MMIO_INT_CONFIG, VIRTIO_MMIO_INT_VRING};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::devices::virtio::device::Interrupt;
+
+/// Told why a device stopped.
+pub(super) type Watcher = Box<dyn Fn(&str) + Send + Sync>;
 
 /// State of the device's half of the register file.
 pub(super) struct Shared {
@@ -24,6 +27,8 @@ pub(super) struct Shared {
     epoch: AtomicU32,
     /// Why the device stopped last.
     failure: Mutex<Option<String>>,
+    /// Whom to tell.
+    pub(super) watcher: OnceLock<Watcher>,
 }
 
 impl Shared {
@@ -35,6 +40,7 @@ impl Shared {
             failed: AtomicBool::new(false),
             epoch: AtomicU32::new(0),
             failure: Mutex::new(None),
+            watcher: OnceLock::new(),
         })
     }
 
@@ -102,6 +108,9 @@ impl Line {
     /// The device cannot go on (section 2.1.1, DEVICE_NEEDS_RESET).
     pub(super) fn fail(&self, message: String) {
         if self.live() {
+            if let Some(watcher) = self.shared.watcher.get() {
+                watcher(&message);
+            }
             *self.shared.failure.lock().expect("no panic while locked") = Some(message);
             self.shared.failed.store(true, Ordering::Release);
             self.config();

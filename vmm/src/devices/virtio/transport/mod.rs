@@ -112,6 +112,17 @@ impl MmioTransport {
         self.shared.failure()
     }
 
+    /// Has `watcher` told, once and for all of the transport's life, whenever the
+    /// device sets DEVICE_NEEDS_RESET.
+    pub fn on_failure(&self, watcher: impl Fn(&str) + Send + Sync + 'static) {
+        let _ = self.shared.watcher.set(Box::new(watcher));
+    }
+
+    /// The device's name, for messages.
+    pub fn name(&self) -> &'static str {
+        self.lock().device.name()
+    }
+
     /// Takes the handler off its loop: after this nothing of the device changes
     /// and no guest memory is written. Stop the vCPUs first; a driver that
     /// starts the device in between makes it run.

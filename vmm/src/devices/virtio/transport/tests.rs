@@ -105,6 +105,9 @@ fn a_bad_queue_needs_a_reset() {
 fn a_handler_that_fails_needs_a_reset() {
     let memory = memory();
     let transport = transport(Rng, &memory);
+    let told = std::sync::Arc::new(std::sync::Mutex::new(Vec::new()));
+    let ear = told.clone();
+    transport.on_failure(move |why| ear.lock().unwrap().push(why.to_owned()));
     let driver = Driver(&transport);
     let rings = driver.start(&memory, &[0]);
     rings[0].offer(999);
@@ -116,6 +119,7 @@ fn a_handler_that_fails_needs_a_reset() {
         std::thread::sleep(std::time::Duration::from_millis(1));
     }
     assert_eq!(driver.read(STATUS), 79);
+    assert_eq!(told.lock().unwrap().len(), 1);
     assert!(transport.save().needs_reset);
     let mut rings = driver.start(&memory, &[0]);
     assert_eq!(driver.read(STATUS), 15);
