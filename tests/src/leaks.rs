@@ -68,11 +68,11 @@ fn directories(root: &Path) -> usize {
         .sum()
 }
 
-/// Entries below `root`, without the pool of locks that stays by design.
+/// Entries below `root`.
 fn entries(root: &Path, depth: usize) -> usize {
     let Ok(entries) = fs::read_dir(root) else { return 0 };
-    let entries = entries.flatten().filter(|entry| entry.file_name() != "uids");
     entries
+        .flatten()
         .map(|entry| {
             let is_dir = entry.file_type().is_ok_and(|kind| kind.is_dir());
             let below = is_dir && depth > 1;

@@ -7,7 +7,7 @@
 use super::place::{Place, VerbLock};
 use super::{Container, ContainerError, Damaged, State};
 use crate::dirs;
-use crate::sandbox::cgroup;
+use crate::sandbox::{cgroup, uids};
 
 /// Exit code of what was killed.
 const KILLED: u8 = 137;
@@ -69,6 +69,7 @@ impl Place {
     /// Kills and removes what is left of a sandbox without a supervisor.
     pub(super) fn purge_sandbox(&self) {
         cgroup::purge(self.id());
+        uids::purge(&self.dirs().uids(), self.id());
         if let Err(error) = dirs::remove_tree(&self.sandbox_dir()) {
             tracing::warn!("cannot remove a sandbox's directory: {error}");
         }

@@ -1,9 +1,10 @@
 //! Ranges of host uids, one per live sandbox.
 //!
 //! A range is taken by locking a file, so that the kernel frees it however its
-//! owner ends; one that ends well removes the file as well. The file holds the id of the sandbox that had it last: if that
-//! sandbox's cgroup still has a process (its supervisor died a moment ago), the
-//! range is passed over.
+//! owner ends. One that ends well removes the file; whoever tidies up after
+//! another removes it then ([`purge`]). The file holds the id of the sandbox that
+//! had it last: if that sandbox's cgroup still has a process (its supervisor died
+//! a moment ago), the range is passed over.
 
 use std::fs::{File, Metadata, TryLockError};
 use std::io::{Read, Seek, Write};
@@ -106,6 +107,21 @@ impl UidRange {
     }
 }
 
+/// Removes the file of dead sandbox `id`, if it left one.
+pub fn purge(directory: &Path, id: &str) {
+    for path in std::fs::read_dir(directory).into_iter().flatten().flatten().map(|e| e.path()) {
+        let Ok(mut lock) = File::options().read(true).write(true).open(&path) else { continue };
+        let mut last = String::new();
+        let dead = lock.try_lock().is_ok()
+            && is_at(&lock, &path)
+            && lock.read_to_string(&mut last).is_ok_and(|_| last == id);
+        if dead {
+            // Under the lock, as above.
+            let _ = std::fs::remove_file(&path);
+        }
+    }
+}
+
 /// Whether `path` still names `file`.
 fn is_at(file: &File, path: &Path) -> bool {
     let id = |metadata: Metadata| (metadata.dev(), metadata.ino());
@@ -142,6 +158,21 @@ mod tests {
         assert_ne!(second.base(), base);
         drop(second);
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn only_the_file_of_the_dead_is_purged() {
+        let dir = tempfile::tempdir().unwrap();
+        let dead = UidRange::take(dir.path(), "dead", |_| false).unwrap();
+        purge(dir.path(), "dead");
+        assert!(dead.path.exists(), "it was locked");
+        let path = dead.path.clone();
+        drop(dead);
+        std::fs::write(&path, "dead").unwrap();
+        purge(dir.path(), "another");
+        assert!(path.exists());
+        purge(dir.path(), "dead");
+        assert!(!path.exists());
     }
 
     #[test]
