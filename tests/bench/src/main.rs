@@ -18,6 +18,9 @@ use clap::Parser;
 enum Arguments {
     /// Time starts and count memory; JSON to standard output
     Start(start::Options),
+    /// Boot a kernel on the bare VMM to the agent's first line; the console to
+    /// standard output, the milliseconds to standard error
+    Boot(bare::Options),
     /// Draw the JSON of `start` as SVG to standard output
     Draw {
         /// The JSON
@@ -30,6 +33,11 @@ fn main() -> Result<()> {
         Arguments::Start(options) => {
             let report = start::run(&options)?;
             println!("{}", serde_json::to_string_pretty(&report)?);
+        }
+        Arguments::Boot(options) => {
+            let booted = bare::boot(&options)?;
+            print!("{}", booted.console);
+            eprintln!("bench: {:.1} ms", booted.first_line);
         }
         Arguments::Draw { json } => {
             let text = std::fs::read_to_string(&json)

@@ -109,8 +109,13 @@ fn once(report: &mut Report, options: &Options, bundle: &Bundle) -> Result<()> {
     line("qemu -M microvm", qemu(options, &[])?);
     line("qemu -M microvm, tuned", qemu(options, TUNED)?);
     let initrd = options.share.join("initramfs.cpio");
-    line(OURS, bare::first_line(&options.share.join("vmlinux"), &initrd, GUEST_MIB)?);
-    line(DEBIANS, bare::first_line(&options.kernel, &initrd, GUEST_MIB)?);
+    let by_hand = |kernel| {
+        let cmdline = Vec::new();
+        let initrd = initrd.clone();
+        bare::boot(&bare::Options { kernel, initrd, memory: GUEST_MIB, cmdline })
+    };
+    line(OURS, by_hand(options.share.join("vmlinux"))?.first_line);
+    line(DEBIANS, by_hand(options.kernel.clone())?.first_line);
     detached(report)
 }
 

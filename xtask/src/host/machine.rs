@@ -20,7 +20,7 @@ use crate::sh::{self, cmd};
 /// Size of the sparse scratch disk.
 const DISK_BYTES: u64 = 32 << 30;
 /// Kernel command line of the host. Its console is for failures only.
-const COMMAND_LINE: &str = "console=ttyS0 quiet loglevel=4 panic=-1 mitigations=off nokaslr tsc=reliable \
+const COMMAND_LINE: &str = "console=ttyS0 quiet loglevel=4 oops=panic panic=-1 mitigations=off nokaslr tsc=reliable \
     i8042.noaux i8042.nokbd i8042.nopnp audit=0 cgroup_no_v1=all swiotlb=noforce rdinit=/init";
 
 /// Our ends of the machine's streams.
@@ -145,6 +145,9 @@ impl Directory {
 impl Drop for Directory {
     fn drop(&mut self) {
         let _ = nix::mount::umount2(&self.0.join("root"), nix::mount::MntFlags::MNT_DETACH);
+        // The last host's console is kept: an oops may precede what is noticed by
+        // a quarter of an hour.
+        let _ = fs::rename(self.0.join("console.log"), self.0.with_file_name("console.log"));
         for name in Self::FILES {
             let _ = fs::remove_file(self.0.join(name));
         }
