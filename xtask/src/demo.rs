@@ -43,7 +43,7 @@ pub fn here_or_in_host(tree: &Tree, command: &[PathBuf]) -> Result<ExitCode> {
         let in_host = || {
             let mut host = myself()?;
             host.args(["host", "--timeout", HOST_LIMIT, "--"]).args(command).stdin(Stdio::null());
-            sh::status(host.env(image.0, image.1))
+            sh::status(host.env(image.0, &image.1))
         };
         let first = in_host()?;
         // Once in some hundred guests the emulated SVM corrupts the state of the
