@@ -43,7 +43,7 @@ const RULES: [Rule; 10] = [
     },
     Rule {
         package: "bulkhead-cli",
-        may: &["bulkhead-runtime-lib", "bulkhead-images", "bulkhead-protocol"],
+        may: &["bulkhead-runtime-lib", "bulkhead-images"],
         // kvm-ioctls: `doctor` times a guest loop.
         never: &["virtio-queue", "fuse-backend-rs", "linux-loader"],
     },
@@ -53,7 +53,7 @@ const RULES: [Rule; 10] = [
         never: &["kvm-ioctls", "vm-memory"],
     },
     Rule { package: "bulkhead-tests", may: &[], never: &[] },
-    Rule { package: "bulkhead-bench", may: &[], never: &[] },
+    Rule { package: "bulkhead-bench", may: &["bulkhead-protocol"], never: &[] },
     Rule { package: "xtask", may: &[], never: &["tokio"] },
 ];
 
