@@ -53,7 +53,11 @@ const RULES: [Rule; 10] = [
         never: &["kvm-ioctls", "vm-memory"],
     },
     Rule { package: "bulkhead-tests", may: &[], never: &[] },
-    Rule { package: "bulkhead-bench", may: &["bulkhead-protocol"], never: &[] },
+    Rule {
+        package: "bulkhead-bench",
+        may: &["bulkhead-protocol", "bulkhead-runtime-lib"],
+        never: &[],
+    },
     Rule { package: "xtask", may: &[], never: &["tokio"] },
 ];
 

@@ -122,13 +122,25 @@ impl Sandbox {
     /// # Errors
     /// With the reason; nothing is left behind.
     pub async fn launch(config: &SandboxConfig) -> Result<Sandbox, LaunchError> {
+        Self::launch_timed(config, &mut LaunchTimings::default()).await
+    }
+
+    /// [`Sandbox::launch`] that tells how far it came, and when, if it fails as
+    /// well.
+    ///
+    /// # Errors
+    /// The same.
+    pub async fn launch_timed(
+        config: &SandboxConfig,
+        timings: &mut LaunchTimings,
+    ) -> Result<Sandbox, LaunchError> {
         let begin = Instant::now();
         let micros = || begin.elapsed().as_micros() as u64;
         let assets = assets::Assets::find()?.open()?;
         check_memory(config.shape)?;
         let resources = Resources::acquire(config)?;
         let held = vmm::spawn(&assets.vmm, resources.cgroup.directory())?;
-        let mut timings = LaunchTimings { spawned_us: micros(), ..LaunchTimings::default() };
+        *timings = LaunchTimings { spawned_us: micros(), ..LaunchTimings::default() };
         let shares = match prepare(&held.process, &resources, &config.shares) {
             Ok(shares) => shares,
             Err(error) => {
@@ -143,21 +155,23 @@ impl Sandbox {
         let deadline = begin + config.boot_timeout;
         let greeting = tokio::select! {
             biased;
-            result = first_contact(boot, &mut events, &mut timings, begin) => result,
+            result = first_contact(boot, &mut events, timings, begin) => result,
             end = vmm.ended() => Err(LaunchError::Vmm(end)),
             () = tokio::time::sleep_until(deadline.into()) => Err(LaunchError::NoAnswer {
                 seconds: config.boot_timeout.as_secs(),
                 console: vmm.console_tail(),
             }),
         };
-        let (agent, greeting) = match greeting {
-            Ok(greeting) => greeting,
-            Err(error) => return Err(explain(error, &vmm).await),
+        let greeting = match greeting {
+            Ok(greeting) => Ok(greeting),
+            Err(error) => Err(explain(error, &vmm).await),
         };
-        timings.agent_us = micros();
-        timings.guest_uptime_us = greeting.hello.uptime_us;
         let first_line = vmm.first_line();
         timings.first_line_us = first_line.map(|at| (at - begin).as_micros() as u64);
+        let (agent, greeting) = greeting?;
+        timings.agent_us = micros();
+        timings.guest_uptime_us = greeting.hello.uptime_us;
+        let timings = timings.clone();
         tokio::spawn(async move { while events.recv().await.is_some() {} });
         Ok(Sandbox { agent, vmm, resources, greeting, timings })
     }

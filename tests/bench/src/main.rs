@@ -18,8 +18,7 @@ use clap::Parser;
 enum Arguments {
     /// Time starts and count memory; JSON to standard output
     Start(start::Options),
-    /// Boot a kernel on the bare VMM to the agent's first line; the console to
-    /// standard output, the milliseconds to standard error
+    /// Boot the kernel of BULKHEAD_KERNEL to the agent's first line; milliseconds
     Boot(bare::Options),
     /// Draw the JSON of `start` as SVG to standard output
     Draw {
@@ -35,9 +34,7 @@ fn main() -> Result<()> {
             println!("{}", serde_json::to_string_pretty(&report)?);
         }
         Arguments::Boot(options) => {
-            let booted = bare::boot(&options)?;
-            print!("{}", booted.console);
-            eprintln!("bench: {:.1} ms", booted.first_line);
+            println!("{}", bare::boot(&options)?);
         }
         Arguments::Draw { json } => {
             let text = std::fs::read_to_string(&json)

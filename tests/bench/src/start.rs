@@ -69,10 +69,10 @@ pub struct Report {
     pub guest_mib: u32,
 }
 
-/// The VMM without the runtime.
-const OURS: &str = "bulkhead-vmm by hand";
+/// A machine without a container.
+const OURS: &str = "bulkhead-vmm, no shares";
 /// The same with Debian's cloud kernel.
-const DEBIANS: &str = "bulkhead-vmm by hand, Debian's kernel";
+const DEBIANS: &str = "bulkhead-vmm, Debian's kernel";
 const NAME: &str = "debian:bench";
 const CONTAINER: &str = "bench";
 /// Guest memory of the comparison.
@@ -109,13 +109,8 @@ fn once(report: &mut Report, options: &Options, bundle: &Bundle) -> Result<()> {
     line("qemu -M microvm", qemu(options, &[])?);
     line("qemu -M microvm, tuned", qemu(options, TUNED)?);
     let initrd = options.share.join("initramfs.cpio");
-    let by_hand = |kernel| {
-        let cmdline = Vec::new();
-        let initrd = initrd.clone();
-        bare::boot(&bare::Options { kernel, initrd, memory: GUEST_MIB, cmdline })
-    };
-    line(OURS, by_hand(options.share.join("vmlinux"))?.first_line);
-    line(DEBIANS, by_hand(options.kernel.clone())?.first_line);
+    line(OURS, bare::first_line(&options.share.join("vmlinux"), &initrd, GUEST_MIB)?);
+    line(DEBIANS, bare::first_line(&options.kernel, &initrd, GUEST_MIB)?);
     detached(report)
 }
 
