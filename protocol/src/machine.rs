@@ -81,7 +81,7 @@ pub enum ShareKind {
     Immutable,
     /// Changed by this guest alone: cached, written through.
     Private,
-    /// Others may change it at any time: close-to-open consistency.
+    /// Others may change it at any time: names and attributes are not cached.
     Live,
 }
 

@@ -18,6 +18,9 @@ const TARGET: &str = "x86_64-unknown-linux-gnu";
 pub fn build(tree: &Tree) -> Result<PathBuf> {
     let mut command = static_cargo(tree);
     command.args(["--package", "bulkhead-agent"]);
+    // Each megabyte of it is copied twice before the first line.
+    command.env("CARGO_PROFILE_RELEASE_LTO", "fat");
+    command.env("CARGO_PROFILE_RELEASE_CODEGEN_UNITS", "1");
     sh::run(&mut command).context("cannot build the agent")?;
     let agent = tree.target().join(TARGET).join("release/bulkhead-agent");
     assert_static(&agent)?;
@@ -31,7 +34,10 @@ pub fn static_cargo(tree: &Tree) -> Command {
     command
         .args(["build", "--release", "--locked", "--target", TARGET])
         .current_dir(tree.root())
-        .env("RUSTFLAGS", "-C target-feature=+crt-static -C relocation-model=static")
+        .env(
+            "RUSTFLAGS",
+            "-C target-feature=+crt-static -C relocation-model=static -C force-unwind-tables=no",
+        )
         .env("CARGO_PROFILE_RELEASE_OPT_LEVEL", "z")
         .env_remove("CARGO_ENCODED_RUSTFLAGS");
     command

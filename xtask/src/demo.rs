@@ -46,8 +46,8 @@ pub fn here_or_in_host(tree: &Tree, command: &[PathBuf]) -> Result<ExitCode> {
             sh::status(host.env(image.0, &image.1))
         };
         let first = in_host()?;
-        // Once in some hundred guests the emulated SVM corrupts the state of the
-        // host's own kernel, which then panics (tests/host/README.md).
+        // The emulated SVM can corrupt the state of the host's own kernel, which
+        // then panics (tests/host/README.md).
         if first.code() == Some(HOST_FAILED.into()) {
             note(
                 "the test host itself crashed, not what runs in it: everything once more in a new one",

@@ -17,7 +17,7 @@ use super::place::{SupervisorLock, VerbLock};
 use super::state::Machine;
 use super::{Container, ContainerError, State, chain};
 use crate::agent::AgentError;
-use crate::sandbox::{Sandbox, SandboxConfig, boot_timeout};
+use crate::sandbox::{LaunchTimings, Sandbox, SandboxConfig, boot_timeout};
 use crate::streams::forward::{Caught, follow_size};
 use crate::streams::terminal::RawTerminal;
 use crate::streams::{HostStdio, Streams};
@@ -188,12 +188,13 @@ async fn build(
         Ok(streams) => streams,
         Err(error) => return Err(or_lost(error, &sandbox).await),
     };
-    let machine = Machine {
+    let created_us = Some(sandbox.age_us());
+    let mut machine = Machine {
         supervisor: std::process::id() as i32,
         vmm: sandbox.vmm().pid(),
         uid_base: sandbox.uid_base(),
         kernel: sandbox.greeting().hello.kernel.clone(),
-        timings: sandbox.timings().clone(),
+        timings: LaunchTimings { created_us, ..sandbox.timings().clone() },
     };
     container.write_state(verb, &State::Ready { machine: machine.clone() })?;
     let not_a_terminal = |_| ContainerError::NotATerminal;
@@ -207,6 +208,7 @@ async fn build(
     if let Err(error) = agent.order(Call::Start { container: config.id.clone() }).await {
         return Err(or_lost(error, &sandbox).await);
     }
+    machine.timings.started_us = Some(sandbox.age_us());
     let state = State::Running { machine, started: Timestamp::now() };
     container.write_state(verb, &state)?;
     Ok((sandbox, streams, terminal))

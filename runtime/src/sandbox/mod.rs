@@ -94,6 +94,12 @@ pub struct LaunchTimings {
     pub agent_us: u64,
     /// The guest's own clock at that message.
     pub guest_uptime_us: u64,
+    /// The agent had built the container, and its streams were attached.
+    #[serde(default)]
+    pub created_us: Option<u64>,
+    /// The container's process ran.
+    #[serde(default)]
+    pub started_us: Option<u64>,
     /// The VMM's own stages.
     pub vmm: Timings,
 }
@@ -107,6 +113,7 @@ pub struct Sandbox {
     resources: Resources,
     greeting: Greeting,
     timings: LaunchTimings,
+    begin: Instant,
 }
 
 /// `BULKHEAD_BOOT_TIMEOUT` in seconds, or 30 s.
@@ -173,7 +180,7 @@ impl Sandbox {
         timings.guest_uptime_us = greeting.hello.uptime_us;
         let timings = timings.clone();
         tokio::spawn(async move { while events.recv().await.is_some() {} });
-        Ok(Sandbox { agent, vmm, resources, greeting, timings })
+        Ok(Sandbox { agent, vmm, resources, greeting, timings, begin })
     }
 
     /// The connection to the agent.
@@ -189,6 +196,11 @@ impl Sandbox {
     /// What the guest said of itself, and its events.
     pub fn greeting(&mut self) -> &mut Greeting {
         &mut self.greeting
+    }
+
+    /// Microseconds since the start was asked for.
+    pub fn age_us(&self) -> u64 {
+        self.begin.elapsed().as_micros() as u64
     }
 
     /// How long the start took.

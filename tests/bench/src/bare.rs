@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use runtime::dirs::Dirs;
-use runtime::limits::{Bytes, Limits};
+use runtime::limits::{Bytes, Limits, Shape};
 use runtime::sandbox::{LaunchTimings, Sandbox, SandboxConfig};
 
 /// Options of `boot`.
@@ -30,7 +30,8 @@ pub fn boot(options: &Options) -> Result<f64> {
     let config = SandboxConfig {
         id: "b".repeat(64),
         dirs,
-        shape: limits.shape()?,
+        // This much for the guest: a container's limit has the kernel's own on top.
+        shape: Shape { memory_mib: options.memory, ..limits.shape()? },
         shares: Vec::new(),
         cmdline: options.cmdline.clone(),
         boot_timeout: Duration::from_secs(60),

@@ -10,9 +10,9 @@ const LEFT: f64 = 210.0;
 const RIGHT: f64 = 90.0;
 const BAR: f64 = 22.0;
 const GAP: f64 = 10.0;
-const COLOURS: [&str; 10] = [
+const COLOURS: [&str; 14] = [
     "#1f4e79", "#2e75b6", "#9dc3e6", "#c55a11", "#f4b183", "#548235", "#a9d18e", "#7f6000",
-    "#ffd966", "#7b7b7b",
+    "#ffd966", "#7b7b7b", "#5b9bd5", "#833c0b", "#385723", "#bf9000",
 ];
 
 /// An SVG document of `report`.

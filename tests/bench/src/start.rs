@@ -70,10 +70,12 @@ pub struct Report {
 }
 
 /// A machine without a container.
-const OURS: &str = "bulkhead-vmm, no shares";
-/// The same with Debian's cloud kernel.
+const OURS: &str = "bulkhead-vmm";
+const QEMU: &str = "qemu -M microvm";
+/// Our VMM with Debian's cloud kernel.
 const DEBIANS: &str = "bulkhead-vmm, Debian's kernel";
 const NAME: &str = "debian:bench";
+const RUN: &str = "bulkhead run";
 const CONTAINER: &str = "bench";
 /// Guest memory of the comparison.
 const GUEST_MIB: u32 = 128;
@@ -90,23 +92,21 @@ pub fn run(options: &Options) -> Result<Report> {
         let target = if round == 0 { &mut scratch } else { &mut report };
         once(target, options, &bundle)?;
     }
-    let qemu = report.first_line.get("qemu -M microvm").map_or(f64::NAN, |samples| samples.median);
-    let ours = report.first_line.get("bulkhead-vmm").map_or(f64::NAN, |samples| samples.median);
-    report.first_line_ratio = ours / qemu;
-    let bare = |name| report.first_line.get(name).map_or(f64::NAN, |samples| samples.median);
-    report.kernel_ratio = bare(OURS) / bare(DEBIANS);
+    let median = |name| report.first_line.get(name).map_or(f64::NAN, |samples| samples.median);
+    report.first_line_ratio = median(OURS) / median(QEMU);
+    report.kernel_ratio = median(OURS) / median(DEBIANS);
     Ok(report)
 }
 
 fn once(report: &mut Report, options: &Options, bundle: &Bundle) -> Result<()> {
     let mut command =
         |name: &str, taken| report.commands.entry(name.into()).or_default().push(taken);
-    command("bulkhead run", time(|| bulkhead(&["run", "--rm", NAME, "true"]).map(drop))?);
+    command(RUN, time(|| bulkhead(&["run", "--rm", NAME, "true"]).map(drop))?);
     command("runc run", time(|| bundle.run("runc"))?);
     command("crun run", time(|| bundle.run("crun"))?);
     let mut line =
         |name: &str, taken| report.first_line.entry(name.into()).or_default().push(taken);
-    line("qemu -M microvm", qemu(options, &[])?);
+    line(QEMU, qemu(options, &[])?);
     line("qemu -M microvm, tuned", qemu(options, TUNED)?);
     let initrd = options.share.join("initramfs.cpio");
     line(OURS, bare::first_line(&options.share.join("vmlinux"), &initrd, GUEST_MIB)?);
@@ -136,8 +136,6 @@ fn detached(report: &mut Report) -> Result<()> {
     let (launch, memory) = result?;
     report.memory = memory;
     let at = |name: &str| launch[name].as_f64().unwrap_or(f64::NAN) / 1000.0;
-    let first_line = at("first_line_us") - at("spawned_us");
-    report.first_line.entry("bulkhead-vmm".into()).or_default().push(first_line);
     let mut stages = vec![
         ("resources and clone3".to_owned(), at("spawned_us")),
         ("id-mapped mounts".to_owned(), at("boot_sent_us") - at("spawned_us")),
@@ -150,6 +148,12 @@ fn detached(report: &mut Report) -> Result<()> {
     }
     stages.push(("guest kernel".into(), at("first_line_us") - at("running_us")));
     stages.push(("agent to first message".into(), at("agent_us") - at("first_line_us")));
+    stages.push(("container: create".into(), at("created_us") - at("agent_us")));
+    stages.push(("container: start".into(), at("started_us") - at("created_us")));
+    // Of the foreground command of the same round.
+    let whole = report.commands.get(RUN).and_then(|samples| samples.all.last());
+    let rest = whole.map_or(f64::NAN, |whole| whole - at("started_us"));
+    stages.push(("command, process, power-off, removal".into(), rest));
     for (index, (name, taken)) in stages.into_iter().enumerate() {
         if report.stages.len() == index {
             report.stages.push((name, Samples::default()));

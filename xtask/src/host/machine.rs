@@ -236,7 +236,9 @@ fn qemu_command(
     }
     let (accelerator, cpus) = match options.icount {
         Some(_) => ("tcg,thread=single", 1),
-        None => ("tcg,thread=multi,tb-size=512", options.cpus),
+        // QEMU's largest buffer of translated code: every guest's kernel is new code,
+        // and a flush of the full buffer can kill the host (tests/host/README.md).
+        None => ("tcg,thread=multi,tb-size=2000", options.cpus),
     };
     if let Some(shift) = options.icount {
         command.args(["-icount", &format!("shift={shift}")]);
