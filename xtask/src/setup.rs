@@ -25,11 +25,13 @@ struct Package(&'static str, &'static [Group], &'static str);
 use Group::{Build, Demo, Test};
 
 /// Everything that is installed, and nothing else.
-const PACKAGES: [Package; 25] = [
+const PACKAGES: [Package; 27] = [
     Package("gcc", &[Build], "compiles the guest kernel, links our binaries"),
     Package("make", &[Build], "builds the guest kernel"),
     Package("libc6-dev", &[Build], "static glibc for the agent"),
     Package("linux-source-6.12", &[Build], "source of the guest kernel"),
+    Package("curl", &[Build], "the same from kernel.org, where Debian has it no more"),
+    Package("ca-certificates", &[Build], "https, for curl and for registries"),
     Package("flex", &[Build], "kernel configuration"),
     Package("bison", &[Build], "kernel configuration"),
     Package("bc", &[Build], "kernel build"),

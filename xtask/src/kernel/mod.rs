@@ -3,6 +3,7 @@
 
 mod fragment;
 mod lock;
+mod upstream;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -75,25 +76,45 @@ struct Origin {
 }
 
 impl Origin {
-    /// The wanted version where it can be had; otherwise, unless `--locked`,
-    /// what the signed archive offers instead, with a notice.
+    /// The wanted version where it can be had; otherwise, unless `--locked`, the
+    /// same release from kernel.org, or else what the signed archive offers
+    /// instead, either with a notice.
     fn find(lock: &Lock, options: &Options, build: &Path) -> Result<Self> {
         let installed = Path::new("/").join(&lock.tarball);
-        let offered = candidate(&lock.package)?;
-        let wanted = if options.update_lock { &offered } else { &lock.wanted().package };
+        // Not every machine has apt.
+        let offered = candidate(&lock.package);
+        let wanted = match &offered {
+            Ok(offered) if options.update_lock => offered.clone(),
+            Err(error) if options.update_lock => bail!("{error:#}"),
+            _ => lock.wanted().package.clone(),
+        };
         let here = installed_version(&lock.package);
-        if here.as_ref() == Some(wanted) && installed.is_file() {
-            return Self::check(lock, options, wanted, installed);
+        if here.as_ref() == Some(&wanted) && installed.is_file() {
+            return Self::check(lock, options, &wanted, installed);
         }
-        if let Ok(tarball) = fetch(lock, wanted, build) {
-            return Self::check(lock, options, wanted, tarball);
+        if let Ok(tarball) = fetch(lock, &wanted, build) {
+            return Self::check(lock, options, &wanted, tarball);
         }
         if options.locked {
+            let offered = offered.unwrap_or_else(|_| "none".into());
             bail!(
                 "the archive no longer has {} {wanted} (it offers {offered}); run `cargo xtask kernel --update-lock` and commit kernel.lock",
                 lock.package
             );
         }
+        match upstream::fetch(&wanted, build) {
+            Ok(upstream::Tarball { version, path, sha256 }) => {
+                note(format!(
+                    "notice: {} {wanted} is not to be had, building kernel.org's {version} without Debian's patches",
+                    lock.package
+                ));
+                let version = Version { package: format!("{version} of kernel.org"), sha256 };
+                return Ok(Self { version, tarball: path });
+            }
+            Err(error) if offered.is_err() => return Err(error.context(offered.unwrap_err())),
+            Err(error) => note(format!("notice: {error:#}")),
+        }
+        let offered = offered?;
         let tarball =
             if here.as_ref() == Some(&offered) { installed } else { fetch(lock, &offered, build)? };
         Self::check(lock, options, &offered, tarball)
