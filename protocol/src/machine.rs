@@ -227,13 +227,13 @@ pub enum ExitReason {
     PowerOff,
     /// The guest's kernel panicked or restarted itself; the console's last
     /// lines.
-    #[error("the guest kernel panicked; its last words:\n{console}")]
+    #[error("the guest kernel panicked{}", last_words(console))]
     GuestPanic {
         /// Last lines of the early console.
         console: String,
     },
     /// A vCPU triple-faulted.
-    #[error("vCPU {vcpu} triple-faulted; the guest's last words:\n{console}")]
+    #[error("vCPU {vcpu} triple-faulted{}", last_words(console))]
     TripleFault {
         /// Index of the vCPU.
         vcpu: u8,
@@ -276,6 +276,14 @@ pub enum ExitReason {
 /// x86 I/O port of the power button: the agent writes one byte, any, and the
 /// machine is off. No ACPI, no i8042.
 pub const POWER_PORT: u16 = 0x600;
+
+/// The end of a guest's console, told after what happened to it.
+fn last_words(console: &str) -> String {
+    match console.trim() {
+        "" => " without a word".into(),
+        words => format!("; the guest's last words:\n{words}"),
+    }
+}
 
 #[cfg(test)]
 mod tests {

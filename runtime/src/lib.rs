@@ -23,6 +23,7 @@ pub mod dirs;
 pub mod id;
 pub mod limits;
 pub mod log_file;
+pub mod oci;
 pub mod sandbox;
 pub mod signals;
 pub mod spec;

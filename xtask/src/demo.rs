@@ -5,12 +5,14 @@ use std::process::{Command, ExitCode, Stdio};
 
 use anyhow::{Context, Result, bail};
 
-use crate::host::HOST_FAILED;
+pub use crate::host::HOST_FAILED;
 use crate::paths::Tree;
 use crate::setup::Group;
 use crate::sh::{self, note};
 use crate::{dist, kvm, setup};
 
+/// Names the image to the suite and the demonstration.
+const IMAGE: &str = "BULKHEAD_TEST_IMAGE";
 /// Seconds that the demonstration or the whole suite may take in the host.
 const HOST_LIMIT: &str = "3000";
 
@@ -28,8 +30,7 @@ pub fn run(tree: &Tree) -> Result<ExitCode> {
 /// Runs a command where KVM is real: directly, or in the test host.
 pub fn here_or_in_host(tree: &Tree, command: &[PathBuf]) -> Result<ExitCode> {
     let verdict = kvm::verdict();
-    // The suite and the demonstration find the image by this.
-    let image = ("BULKHEAD_TEST_IMAGE", tree.build("images/debian-oci"));
+    let image = (IMAGE, tree.build("images/debian-oci"));
     let status = if verdict.usable() {
         note(verdict.to_string());
         let path = std::env::var("PATH").unwrap_or_default();
@@ -40,19 +41,15 @@ pub fn here_or_in_host(tree: &Tree, command: &[PathBuf]) -> Result<ExitCode> {
         note(format!(
             "{verdict}: running in a throw-away host with emulated SVM, see tests/host/README.md"
         ));
-        let in_host = || {
-            let mut host = myself()?;
-            host.args(["host", "--timeout", HOST_LIMIT, "--"]).args(command).stdin(Stdio::null());
-            sh::status(host.env(image.0, &image.1))
-        };
-        let first = in_host()?;
+        let once = || sh::status(in_host(tree)?.args(command));
+        let first = once()?;
         // The emulated SVM can corrupt the state of the host's own kernel, which
         // then panics (tests/host/README.md).
         if first.code() == Some(HOST_FAILED.into()) {
             note(
                 "the test host itself crashed, not what runs in it: everything once more in a new one",
             );
-            in_host()?
+            once()?
         } else {
             first
         }
@@ -61,6 +58,14 @@ pub fn here_or_in_host(tree: &Tree, command: &[PathBuf]) -> Result<ExitCode> {
         Some(code) => Ok(ExitCode::from(u8::try_from(code).unwrap_or(1))),
         None => bail!("`{}` ended with {status}", command[0].display()),
     }
+}
+
+/// The command that runs what is appended to it in the test host.
+pub fn in_host(tree: &Tree) -> Result<Command> {
+    let mut host = myself()?;
+    host.args(["host", "--timeout", HOST_LIMIT, "--"]).stdin(Stdio::null());
+    host.env(IMAGE, tree.build("images/debian-oci"));
+    Ok(host)
 }
 
 /// This program again.

@@ -11,8 +11,11 @@ use crate::paths::Tree;
 use crate::{agent, kernel, sh};
 
 /// The programs that people and engines start, by package.
-const PROGRAMS: [(&str, &str); 2] =
-    [("bulkhead-cli", "bulkhead"), ("bulkhead-vmm", "bulkhead-vmm")];
+const PROGRAMS: [(&str, &str); 3] = [
+    ("bulkhead-cli", "bulkhead"),
+    ("bulkhead-oci", "bulkhead-runtime"),
+    ("bulkhead-vmm", "bulkhead-vmm"),
+];
 
 /// Options of `cargo xtask dist`.
 #[derive(Debug, Clone, Default, clap::Args)]

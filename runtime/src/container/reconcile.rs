@@ -68,8 +68,9 @@ impl Container {
 impl Place {
     /// Kills and removes what is left of a sandbox without a supervisor.
     pub(super) fn purge_sandbox(&self) {
-        cgroup::purge(self.id());
-        uids::purge(&self.dirs().uids(), self.id());
+        let path = cgroup::path_of(self.id());
+        cgroup::purge(&path);
+        uids::purge(&self.dirs().uids(), &path.to_string_lossy());
         if let Err(error) = dirs::remove_tree(&self.sandbox_dir()) {
             tracing::warn!("cannot remove a sandbox's directory: {error}");
         }

@@ -17,7 +17,7 @@ use super::place::{SupervisorLock, VerbLock};
 use super::state::Machine;
 use super::{Container, ContainerError, State, chain};
 use crate::agent::AgentError;
-use crate::sandbox::{LaunchTimings, Sandbox, SandboxConfig, boot_timeout};
+use crate::sandbox::{CgroupConfig, LaunchTimings, Sandbox, SandboxConfig, boot_timeout};
 use crate::streams::forward::{Caught, follow_size};
 use crate::streams::terminal::RawTerminal;
 use crate::streams::{HostStdio, Streams};
@@ -169,7 +169,9 @@ async fn build(
     let config = &container.config;
     let mut sandbox = Sandbox::launch(&SandboxConfig {
         id: config.id.clone(),
-        dirs: container.dirs().clone(),
+        directory: container.sandbox_dir(),
+        uids: container.dirs().uids(),
+        cgroup: CgroupConfig::of(&config.id, &config.shape),
         shape: config.shape,
         shares: config.shares(&container.rw_dir()),
         cmdline: Vec::new(),

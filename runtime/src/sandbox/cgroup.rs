@@ -32,10 +32,19 @@ pub enum CgroupError {
     NotV2,
     /// A controller is missing.
     #[error(
-        "the cgroup controller `{0}` is not available in {ROOT}; it must be in \
-         cgroup.controllers there and not be taken by cgroup v1"
+        "the cgroup controller `{controller}` is not available in {}; it must be in \
+         cgroup.controllers there and not be taken by cgroup v1",
+        directory.display()
     )]
-    NoController(&'static str),
+    NoController {
+        /// Its name.
+        controller: String,
+        /// Where it is needed.
+        directory: PathBuf,
+    },
+    /// Not a path below the root.
+    #[error("{} is no cgroup below {ROOT}", .0.display())]
+    Outside(PathBuf),
     /// A file of the cgroup.
     #[error("cannot set up the cgroup: {}", path.display())]
     File {
@@ -46,6 +55,35 @@ pub enum CgroupError {
     },
 }
 
+/// Where a sandbox is charged, and how much it may spend.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CgroupConfig {
+    /// Absolute path below [`ROOT`].
+    pub path: PathBuf,
+    /// File and value, in this order, of what is limited. A file's name begins
+    /// with that of its controller.
+    pub limits: Vec<(String, String)>,
+}
+
+impl CgroupConfig {
+    /// The cgroup of a sandbox of ours by its id, with the limits of its machine.
+    pub fn of(id: &str, shape: &Shape) -> CgroupConfig {
+        CgroupConfig { path: path_of(id), limits: limits(shape) }
+    }
+}
+
+/// What the cgroup of a machine of this shape is limited to.
+pub fn limits(shape: &Shape) -> Vec<(String, String)> {
+    let mut limits = vec![
+        ("memory.max".to_owned(), shape.host_memory_max.to_string()),
+        ("pids.max".to_owned(), MAX_THREADS.to_string()),
+    ];
+    if let Some(quota) = shape.host_cpu_quota {
+        limits.push(("cpu.max".to_owned(), format!("{quota} {CPU_PERIOD_US}")));
+    }
+    limits
+}
+
 /// A sandbox's cgroup. Dropped, it is emptied and removed.
 #[derive(Debug)]
 pub struct Cgroup {
@@ -54,37 +92,20 @@ pub struct Cgroup {
 }
 
 impl Cgroup {
-    /// Makes the cgroup of sandbox `id` with the limits of `shape`.
+    /// Makes the cgroup and those above it, with the limits of `config`.
     ///
     /// # Errors
     /// As [`CgroupError`].
-    pub fn create(id: &str, shape: &Shape) -> Result<Cgroup, CgroupError> {
-        let is_v2 = statfs(ROOT).is_ok_and(|fs| fs.filesystem_type() == CGROUP2_SUPER_MAGIC);
-        if !is_v2 {
-            return Err(CgroupError::NotV2);
+    pub fn create(config: &CgroupConfig) -> Result<Cgroup, CgroupError> {
+        make(config)?;
+        let path = config.path.clone();
+        match File::open(&path) {
+            Ok(directory) => Ok(Cgroup { path, directory }),
+            Err(source) => {
+                remove(&path);
+                Err(CgroupError::File { path, source })
+            }
         }
-        let parent = Path::new(ROOT).join(PARENT);
-        make(&parent)?;
-        for directory in [Path::new(ROOT), &parent] {
-            enable(directory)?;
-        }
-        let path = parent.join(id);
-        make(&path)?;
-        let directory = File::open(&path).map_err(|source| {
-            remove(&path);
-            CgroupError::File { path: path.clone(), source }
-        })?;
-        let cgroup = Cgroup { path, directory };
-        cgroup.set("memory.max", &shape.host_memory_max.to_string())?;
-        cgroup.set("pids.max", &MAX_THREADS.to_string())?;
-        if let Some(quota) = shape.host_cpu_quota {
-            cgroup.set("cpu.max", &format!("{quota} {CPU_PERIOD_US}"))?;
-        }
-        Ok(cgroup)
-    }
-
-    fn set(&self, file: &str, value: &str) -> Result<(), CgroupError> {
-        write(&self.path.join(file), value)
     }
 
     /// Its directory, for clone3.
@@ -109,15 +130,15 @@ pub fn path_of(id: &str) -> PathBuf {
     Path::new(ROOT).join(PARENT).join(id)
 }
 
-/// Whether the cgroup of sandbox `id` has processes.
-pub fn populated(id: &str) -> bool {
-    let events = std::fs::read_to_string(path_of(id).join("cgroup.events")).unwrap_or_default();
+/// Whether the cgroup at `path` has processes.
+pub fn populated(path: &Path) -> bool {
+    let events = std::fs::read_to_string(path.join("cgroup.events")).unwrap_or_default();
     events.lines().any(|line| line == "populated 1")
 }
 
-/// Kills what is in the cgroup of sandbox `id` and removes it.
-pub fn purge(id: &str) {
-    remove(&path_of(id));
+/// Kills what is in the cgroup at `path` and removes it.
+pub fn purge(path: &Path) {
+    remove(path);
 }
 
 fn remove(path: &Path) {
@@ -144,7 +165,40 @@ fn remove(path: &Path) {
     }
 }
 
-fn make(path: &Path) -> Result<(), CgroupError> {
+/// Makes the cgroup, and those above it with the controllers that its limits
+/// need, and sets the limits. One that is there already gets the limits.
+///
+/// # Errors
+/// As [`CgroupError`]; the cgroup itself is not left behind then.
+pub fn make(config: &CgroupConfig) -> Result<(), CgroupError> {
+    let root = Path::new(ROOT);
+    if !statfs(ROOT).is_ok_and(|fs| fs.filesystem_type() == CGROUP2_SUPER_MAGIC) {
+        return Err(CgroupError::NotV2);
+    }
+    let mut controllers = Vec::new();
+    for (file, _) in &config.limits {
+        let controller = file.split('.').next().unwrap_or_default();
+        // `cgroup.*` belongs to none.
+        if controller != "cgroup" && !controllers.contains(&controller) {
+            controllers.push(controller);
+        }
+    }
+    let below =
+        config.path.strip_prefix(root).map_err(|_| CgroupError::Outside(config.path.clone()))?;
+    let mut path = root.to_owned();
+    for part in below.components() {
+        let std::path::Component::Normal(part) = part else {
+            return Err(CgroupError::Outside(config.path.clone()));
+        };
+        enable(&path, &controllers)?;
+        path.push(part);
+        make_directory(&path)?;
+    }
+    let limit = |(file, value): &(String, String)| write(&path.join(file), value);
+    config.limits.iter().try_for_each(limit).inspect_err(|_| remove(&path))
+}
+
+fn make_directory(path: &Path) -> Result<(), CgroupError> {
     match std::fs::create_dir(path) {
         Err(source) if source.kind() != io::ErrorKind::AlreadyExists => {
             Err(CgroupError::File { path: path.into(), source })
@@ -158,19 +212,22 @@ fn write(path: &Path, value: &str) -> Result<(), CgroupError> {
 }
 
 /// Hands the controllers that are missing in `directory` down to its children.
-fn enable(directory: &Path) -> Result<(), CgroupError> {
+fn enable(directory: &Path, controllers: &[&str]) -> Result<(), CgroupError> {
     let read = |file: &str| {
         let path = directory.join(file);
         std::fs::read_to_string(&path).map_err(|source| CgroupError::File { path, source })
     };
     let enabled = read("cgroup.subtree_control")?;
     let available = read("cgroup.controllers")?;
-    for controller in CONTROLLERS {
+    for &controller in controllers {
         if has(&enabled, controller) {
             continue;
         }
         if !has(&available, controller) {
-            return Err(CgroupError::NoController(controller));
+            return Err(CgroupError::NoController {
+                controller: controller.to_owned(),
+                directory: directory.to_owned(),
+            });
         }
         write(&directory.join("cgroup.subtree_control"), &format!("+{controller}"))?;
     }

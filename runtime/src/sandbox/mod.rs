@@ -17,6 +17,7 @@ pub mod assets;
 pub mod cgroup;
 pub mod ended;
 mod error;
+mod overlay;
 mod resources;
 pub mod share;
 mod tail;
@@ -32,11 +33,12 @@ use protocol::machine::{FdIndex, MachineConfig, Request, Share, ShareKind, Timin
 use serde::{Deserialize, Serialize};
 
 use crate::agent::{Agent, Greeting};
-use crate::dirs::Dirs;
 use crate::limits::Shape;
 
+pub use cgroup::CgroupConfig;
 pub use ended::VmmEnd;
 pub use error::LaunchError;
+pub use overlay::clean as clean_overlay;
 use resources::Resources;
 use vmm::{VmmEvent, VmmHandle};
 
@@ -45,8 +47,12 @@ use vmm::{VmmEvent, VmmHandle};
 pub struct SandboxConfig {
     /// Its id, unique on the host.
     pub id: String,
-    /// Where state lies.
-    pub dirs: Dirs,
+    /// Its directory, made at the start and removed at the end.
+    pub directory: PathBuf,
+    /// Locks of the host's uid ranges: one directory for all sandboxes of a host.
+    pub uids: PathBuf,
+    /// Where on the host everything that it spends is charged.
+    pub cgroup: CgroupConfig,
     /// Size of the machine.
     pub shape: Shape,
     /// Directories and files that the guest sees.
@@ -242,7 +248,8 @@ fn prepare(
     shares: &[ShareConfig],
 ) -> Result<Vec<(Share, OwnedFd)>, LaunchError> {
     let failed = |what| move |source| LaunchError::Namespace { what, source };
-    process.map_ids(resources.uids.base(), uids::RANGE).map_err(failed("map the ids"))?;
+    let base = resources.uids.base();
+    process.map_ids(base, uids::RANGE).map_err(failed("map the ids"))?;
     process.raise_descriptors().map_err(failed("raise the limit of descriptors"))?;
     let userns = process.user_namespace().map_err(failed("open the user namespace"))?;
     // Besides the shares: kvm, kernel, initrd, console, vsock listener.
@@ -250,7 +257,7 @@ fn prepare(
     if shares.len() > limit {
         return Err(LaunchError::TooManyShares { count: shares.len(), limit });
     }
-    shares.iter().map(|share| Ok(share::detach(share, userns.as_fd())?)).collect()
+    shares.iter().map(|share| Ok(share::detach(share, userns.as_fd(), base)?)).collect()
 }
 
 /// The machine's description and the descriptors that it names.

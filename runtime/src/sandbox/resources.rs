@@ -29,9 +29,11 @@ struct Directory {
 
 impl Resources {
     pub(super) fn acquire(config: &SandboxConfig) -> Result<Resources, LaunchError> {
-        let uids = UidRange::take(&config.dirs.uids(), &config.id, cgroup::populated)?;
-        let directory = Directory::create(config.dirs.sandbox(&config.id))?;
-        let cgroup = Cgroup::create(&config.id, &config.shape)?;
+        let owner = config.cgroup.path.to_string_lossy();
+        let alive = |owner: &str| cgroup::populated(Path::new(owner));
+        let uids = UidRange::take(&config.uids, &owner, alive)?;
+        let directory = Directory::create(config.directory.clone())?;
+        let cgroup = Cgroup::create(&config.cgroup)?;
         Ok(Resources { cgroup, directory, uids })
     }
 

@@ -9,6 +9,7 @@ use nix::errno::Errno;
 use protocol::machine::{FdIndex, Share};
 
 use super::ShareConfig;
+use super::overlay::{self, OverlayError};
 use crate::sys::mounts;
 
 /// Why a path cannot be shared.
@@ -37,6 +38,14 @@ pub enum ShareError {
         /// Type of its file system.
         fs: String,
     },
+    /// An overlay whose layers cannot be mounted once more.
+    #[error("cannot share {}, which is on an overlay", path.display())]
+    Overlay {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: OverlayError,
+    },
     /// Another failure of the mount calls.
     #[error("cannot make a private mount of {} ({fs})", path.display())]
     Mount {
@@ -49,10 +58,12 @@ pub enum ShareError {
     },
 }
 
-/// The mount of a share for the owner of `userns`. Its [`FdIndex`] is still open.
+/// The mount of a share for the owner of `userns`, whose id 0 is `base` on the
+/// host. Its [`FdIndex`] is still open.
 pub(super) fn detach(
     config: &ShareConfig,
     userns: BorrowedFd,
+    base: u32,
 ) -> Result<(Share, OwnedFd), ShareError> {
     let path = &config.source;
     let open = |source| ShareError::Open { path: path.clone(), source };
@@ -66,11 +77,13 @@ pub(super) fn detach(
         mounts::restrict_and_map(mount.as_fd(), userns, config.read_only)?;
         Ok(mount)
     });
-    let mount = mount.map_err(|source| {
+    let mount = mount.or_else(|source| {
         let (path, fs) = (path.clone(), fs_type(metadata.dev()));
         match source {
-            Errno::EINVAL => ShareError::NotMappable { path, fs },
-            _ => ShareError::Mount { path, fs, source },
+            Errno::EINVAL if fs == "overlay" => overlay::remount(config, userns, base)
+                .map_err(|source| ShareError::Overlay { path, source }),
+            Errno::EINVAL => Err(ShareError::NotMappable { path, fs }),
+            _ => Err(ShareError::Mount { path, fs, source }),
         }
     })?;
     let share = Share {
@@ -94,7 +107,7 @@ pub fn try_share(path: &Path, userns: BorrowedFd) -> Result<(), ShareError> {
         source: path.into(),
         read_only: true,
     };
-    detach(&config, userns).map(drop)
+    detach(&config, userns, super::uids::FIRST).map(drop)
 }
 
 /// Type of the file system on device `dev`.

@@ -2,9 +2,9 @@
 //!
 //! A range is taken by locking a file, so that the kernel frees it however its
 //! owner ends. One that ends well removes the file; whoever tidies up after
-//! another removes it then ([`purge`]). The file holds the id of the sandbox that
-//! had it last: if that sandbox's cgroup still has a process (its supervisor died
-//! a moment ago), the range is passed over.
+//! another removes it then ([`purge`]). The file names the sandbox that
+//! had it last, by the path of its cgroup: if there still is a process in it (its
+//! supervisor died a moment ago), the range is passed over.
 
 use std::fs::{File, Metadata, TryLockError};
 use std::io::{Read, Seek, Write};
@@ -52,8 +52,8 @@ impl Drop for UidRange {
 }
 
 impl UidRange {
-    /// Takes a free range for sandbox `id`. `alive` tells whether a sandbox
-    /// still has processes.
+    /// Takes a free range for the sandbox that is charged to cgroup `id`.
+    /// `alive` tells whether a cgroup still has processes.
     ///
     /// # Errors
     /// When none is free or the directory cannot be used.
@@ -107,7 +107,7 @@ impl UidRange {
     }
 }
 
-/// Removes the file of dead sandbox `id`, if it left one.
+/// Removes the file of the dead sandbox with the cgroup `id`, if it left one.
 pub fn purge(directory: &Path, id: &str) {
     for path in std::fs::read_dir(directory).into_iter().flatten().flatten().map(|e| e.path()) {
         let Ok(mut lock) = File::options().read(true).write(true).open(&path) else { continue };

@@ -6,7 +6,7 @@
 pub struct CapabilityError(pub String);
 
 /// All of Linux 6.12, without their prefix, by number.
-const ALL: [&str; 41] = [
+pub const ALL: [&str; 41] = [
     "CHOWN",
     "DAC_OVERRIDE",
     "DAC_READ_SEARCH",

@@ -98,6 +98,81 @@ pub fn window_size(fd: BorrowedFd) -> nix::Result<(u16, u16)> {
     Ok((size.ws_row, size.ws_col))
 }
 
+/// Sets rows and columns of the terminal `fd`.
+///
+/// # Errors
+/// ENOTTY when it is none.
+pub fn set_window_size(fd: BorrowedFd, (rows, columns): (u16, u16)) -> nix::Result<()> {
+    let size = libc::winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
+    // SAFETY: TIOCSWINSZ reads one `winsize`, which `size` is, and the descriptor is
+    // borrowed for the call.
+    let result = unsafe { libc::ioctl(fd.as_raw_fd(), libc::TIOCSWINSZ, &size) };
+    nix::errno::Errno::result(result).map(drop)
+}
+
+/// Makes the terminal `fd` the controlling one of this session's leader.
+///
+/// # Errors
+/// EPERM when the process leads no session, or another one has the terminal.
+pub fn control_terminal(fd: BorrowedFd) -> nix::Result<()> {
+    // SAFETY: TIOCSCTTY takes a number, and the descriptor is borrowed for the call.
+    nix::errno::Errno::result(unsafe { libc::ioctl(fd.as_raw_fd(), libc::TIOCSCTTY, 0) })?;
+    Ok(())
+}
+
+/// Takes over a descriptor that this process was started with.
+///
+/// # Errors
+/// EBADF when it was not.
+pub fn inherited(number: i32) -> nix::Result<OwnedFd> {
+    // SAFETY: F_GETFD takes a number and tells whether it is open.
+    nix::errno::Errno::result(unsafe { libc::fcntl(number, libc::F_GETFD) })?;
+    // SAFETY: whoever started this program opened it for it; callers take each
+    // number once, before anything of this process opens a descriptor.
+    let fd = unsafe { OwnedFd::from_raw_fd(number) };
+    nix::fcntl::fcntl(&fd, nix::fcntl::FcntlArg::F_SETFD(nix::fcntl::FdFlag::FD_CLOEXEC))?;
+    Ok(fd)
+}
+
+/// Descriptors that a program is started with, beside its standard three.
+#[derive(Debug, Clone, Copy)]
+pub struct Inherit<const N: usize>([(i32, i32); N]);
+
+impl<const N: usize> Inherit<N> {
+    /// Pairs of a descriptor of ours and its number there. A negative one is left
+    /// out. The numbers must be small: 16 and up are used on the way.
+    pub fn new(places: [(i32, i32); N]) -> Inherit<N> {
+        Inherit(places)
+    }
+
+    /// Has `command` place them. Ours must stay open until it is spawned.
+    pub fn apply(self, command: &mut std::process::Command) {
+        use std::os::unix::process::CommandExt;
+        let place = move || -> std::io::Result<()> {
+            let mut high = [-1; N];
+            for (copy, (from, _)) in high.iter_mut().zip(self.0) {
+                if from >= 0 {
+                    // SAFETY: takes numbers; the copy lies above all targets, so that
+                    // none is overwritten before its turn, and is closed by exec.
+                    *copy = unsafe { libc::fcntl(from, libc::F_DUPFD_CLOEXEC, 16) };
+                    nix::errno::Errno::result(*copy)?;
+                }
+            }
+            for (copy, (_, to)) in high.iter().zip(self.0) {
+                if *copy >= 0 {
+                    // SAFETY: takes numbers; nothing in this child owns `to`, since
+                    // it executes another program next.
+                    nix::errno::Errno::result(unsafe { libc::dup2(*copy, to) })?;
+                }
+            }
+            Ok(())
+        };
+        // SAFETY: the closure runs between fork and exec. It calls fcntl and dup2
+        // alone, which are async-signal-safe, and allocates nothing.
+        unsafe { command.pre_exec(place) };
+    }
+}
+
 /// Duplicates one of this process's own standard streams (0, 1 or 2).
 ///
 /// # Errors

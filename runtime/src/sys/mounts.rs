@@ -1,6 +1,7 @@
-//! Detached mounts: open_tree(2) and mount_setattr(2).
+//! Detached mounts: open_tree(2), mount_setattr(2), move_mount(2).
 #![allow(unsafe_code)]
 
+use std::ffi::CStr;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 use nix::errno::Errno;
@@ -8,6 +9,7 @@ use nix::errno::Errno;
 // <linux/mount.h>
 const OPEN_TREE_CLONE: u32 = 1;
 const OPEN_TREE_CLOEXEC: u32 = libc::O_CLOEXEC as u32;
+const MOVE_MOUNT_F_EMPTY_PATH: u32 = 4;
 const MOUNT_ATTR_RDONLY: u64 = 0x1;
 const MOUNT_ATTR_NOSUID: u64 = 0x2;
 const MOUNT_ATTR_NODEV: u64 = 0x4;
@@ -46,11 +48,24 @@ pub fn clone_detached(path: BorrowedFd) -> nix::Result<OwnedFd> {
 /// # Errors
 /// As mount_setattr(2); EINVAL when the file system cannot be id-mapped.
 pub fn restrict_and_map(mount: BorrowedFd, userns: BorrowedFd, read_only: bool) -> nix::Result<()> {
-    let mut set = MOUNT_ATTR_IDMAP | MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | MOUNT_ATTR_NOEXEC;
-    if read_only {
-        set |= MOUNT_ATTR_RDONLY;
-    }
-    let attr = MountAttr { set, clear: 0, propagation: 0, userns_fd: userns.as_raw_fd() as u64 };
+    change(mount, MOUNT_ATTR_IDMAP | restrictions(read_only), userns.as_raw_fd() as u64)
+}
+
+/// [`restrict_and_map`] of a mount whose ids are mapped below it already.
+///
+/// # Errors
+/// As mount_setattr(2).
+pub fn restrict(mount: BorrowedFd, read_only: bool) -> nix::Result<()> {
+    change(mount, restrictions(read_only), 0)
+}
+
+fn restrictions(read_only: bool) -> u64 {
+    let read_only = if read_only { MOUNT_ATTR_RDONLY } else { 0 };
+    MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | MOUNT_ATTR_NOEXEC | read_only
+}
+
+fn change(mount: BorrowedFd, set: u64, userns_fd: u64) -> nix::Result<()> {
+    let attr = MountAttr { set, clear: 0, propagation: 0, userns_fd };
     // SAFETY: the kernel reads `size_of` bytes of `attr`, which has the layout
     // of its struct mount_attr, and a NUL-terminated string.
     Errno::result(unsafe {
@@ -61,6 +76,26 @@ pub fn restrict_and_map(mount: BorrowedFd, userns: BorrowedFd, read_only: bool) 
             libc::AT_EMPTY_PATH,
             &raw const attr,
             size_of::<MountAttr>(),
+        )
+    })?;
+    Ok(())
+}
+
+/// Attaches a detached mount at `path`, in the mount namespace of this thread.
+///
+/// # Errors
+/// As move_mount(2).
+pub fn attach(mount: BorrowedFd, path: &CStr) -> nix::Result<()> {
+    // SAFETY: move_mount takes descriptors, NUL-terminated strings and flags,
+    // all of which live over the call.
+    Errno::result(unsafe {
+        libc::syscall(
+            libc::SYS_move_mount,
+            mount.as_raw_fd(),
+            c"".as_ptr(),
+            libc::AT_FDCWD,
+            path.as_ptr(),
+            MOVE_MOUNT_F_EMPTY_PATH,
         )
     })?;
     Ok(())

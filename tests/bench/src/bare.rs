@@ -6,9 +6,8 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use runtime::dirs::Dirs;
 use runtime::limits::{Bytes, Limits, Shape};
-use runtime::sandbox::{LaunchTimings, Sandbox, SandboxConfig};
+use runtime::sandbox::{CgroupConfig, LaunchTimings, Sandbox, SandboxConfig};
 
 /// Options of `boot`.
 #[derive(Debug, clap::Args)]
@@ -24,14 +23,17 @@ pub struct Options {
 /// the start of the VMM's process.
 pub fn boot(options: &Options) -> Result<f64> {
     let directory = tempfile::tempdir()?;
-    let dirs = Dirs { run: directory.path().join("run"), lib: directory.path().join("lib") };
     let memory = Bytes(u64::from(options.memory) << 20);
     let limits = Limits { memory: Some(memory), ..Limits::default() };
+    // This much for the guest: a container's limit has the kernel's own on top.
+    let shape = Shape { memory_mib: options.memory, ..limits.shape()? };
+    let id = runtime::id::new_id().context("/dev/urandom")?;
     let config = SandboxConfig {
-        id: "b".repeat(64),
-        dirs,
-        // This much for the guest: a container's limit has the kernel's own on top.
-        shape: Shape { memory_mib: options.memory, ..limits.shape()? },
+        cgroup: CgroupConfig::of(&id, &shape),
+        id,
+        directory: directory.path().join("sandbox"),
+        uids: directory.path().join("uids"),
+        shape,
         shares: Vec::new(),
         cmdline: options.cmdline.clone(),
         boot_timeout: Duration::from_secs(60),

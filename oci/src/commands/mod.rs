@@ -1,0 +1,92 @@
+//! One verb per file.
+
+pub mod create;
+pub mod delete;
+pub mod events;
+pub mod exec;
+pub mod features;
+pub mod kill;
+pub mod list;
+pub mod pause;
+pub mod ps;
+pub mod run;
+pub mod spec;
+pub mod state;
+pub mod update;
+
+use std::io::Write;
+
+use anyhow::{Context, bail};
+use runtime::oci::monitor::{self, Fate};
+use runtime::oci::store::Container;
+use runtime::oci::{Root, exec as exec_lib, verbs};
+
+use crate::args::{Arguments, Command, Global};
+
+/// Carries out the verb; the exit code.
+pub fn dispatch(arguments: &Arguments) -> anyhow::Result<u8> {
+    let global = &arguments.global;
+    match &arguments.command {
+        Command::Create(options) => create::run(global, options),
+        Command::Start(options) => {
+            verbs::start(&find(global, &options.id)?)?;
+            Ok(0)
+        }
+        Command::Run(options) => run::run(global, options),
+        Command::State(options) => state::run(global, options),
+        Command::Kill(options) => kill::run(global, options),
+        Command::Delete(options) => delete::run(global, options),
+        Command::Exec(options) => exec::run(global, options),
+        Command::List(options) => list::run(global, options),
+        Command::Ps(options) => ps::run(global, options),
+        Command::Pause(options) => pause::run(global, options, true),
+        Command::Resume(options) => pause::run(global, options, false),
+        Command::Update(options) => update::run(global, options),
+        Command::Events(options) => events::run(global, options),
+        Command::Spec(options) => spec::run(options),
+        Command::Features => features::run(),
+        Command::Checkpoint(_) => bail!("checkpoint is not supported yet"),
+        Command::Restore(_) => bail!("restore is not supported yet"),
+        Command::Monitor(options) => {
+            let fate = monitor::run(&root(global), &options.id, &verbs::uids_dir())?;
+            Ok(meet(fate))
+        }
+        Command::ExecMonitor(options) => Ok(meet(exec_lib::monitor(&root(global), &options.id)?)),
+    }
+}
+
+/// Exit code of a verb that failed.
+pub fn code_of(error: &anyhow::Error) -> u8 {
+    error.downcast_ref::<exec::NotRun>().map_or(1, |_| exec::NotRun::CODE)
+}
+
+fn root(global: &Global) -> Root {
+    Root::new(&global.root)
+}
+
+fn find(global: &Global, id: &str) -> anyhow::Result<Container> {
+    Ok(root(global).find(id)?)
+}
+
+/// The exit code of a process as shells count it.
+fn code_of_fate(fate: Fate) -> u8 {
+    match fate {
+        Fate::Like(exit) => exit.status(),
+        Fate::Lost => 137,
+        Fate::Failed => 255,
+    }
+}
+
+/// Ends this process as the container's process did.
+fn meet(fate: Fate) -> u8 {
+    u8::try_from(monitor::meet(fate) & 0xff).unwrap_or(255)
+}
+
+/// Prints text on stdout; a reader that is gone is an error of its own.
+fn print(text: &str) -> anyhow::Result<()> {
+    let mut stdout = std::io::stdout().lock();
+    stdout
+        .write_all(text.as_bytes())
+        .and_then(|()| stdout.flush())
+        .context("cannot write to stdout")
+}

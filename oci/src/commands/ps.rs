@@ -1,0 +1,46 @@
+//! `ps`: processes of the container, as the guest's kernel numbers them.
+
+use clap::Args;
+use runtime::oci::verbs;
+
+use super::list::{Format, columns};
+use crate::args::Global;
+
+/// Options of `ps`.
+#[derive(Debug, Args)]
+pub struct Arguments {
+    /// How it is printed
+    #[arg(short, long, value_enum, default_value = "table")]
+    format: Format,
+    /// Id of the container
+    id: String,
+    /// Options of ps(1): taken for the sake of callers of runc
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    options: Vec<String>,
+}
+
+/// Lists them.
+pub fn run(global: &Global, arguments: &Arguments) -> anyhow::Result<u8> {
+    let list = verbs::processes(&super::find(global, &arguments.id)?)?;
+    let text = match arguments.format {
+        Format::Json => {
+            let pids: Vec<i32> = list.iter().map(|process| process.pid).collect();
+            serde_json::to_string(&pids)? + "\n"
+        }
+        Format::Table => {
+            let head = ["UID", "PID", "PPID", "CMD"].map(str::to_owned);
+            let row = |process: protocol::agent::Process| {
+                let command = runtime::sandbox::ended::tame(&process.command);
+                [
+                    process.uid.to_string(),
+                    process.pid.to_string(),
+                    process.ppid.to_string(),
+                    command,
+                ]
+            };
+            columns(std::iter::once(head).chain(list.into_iter().map(row)).collect())
+        }
+    };
+    super::print(&text)?;
+    Ok(0)
+}

@@ -1,0 +1,231 @@
+//! `exec`: a further process in a running container.
+//!
+//! In the foreground the verb's own process attends it. Detached, a monitor does,
+//! whose pid is the exec's on the host, as `create` has it.
+
+use std::fs::File;
+use std::io::{Read, Seek, Write};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use protocol::agent::{Call, Exec, Exit, ProcessId};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use super::create::{CHANNEL_FD, CONSOLE_FD, Helper, ORDER_FD};
+use super::handshake::{Channel, Word};
+use super::monitor::{Fate, join_cgroup, stdio};
+use super::store::{Container, Live, Root, Status};
+use super::{OciError, console};
+use crate::agent::{Agent, AgentError};
+use crate::container::chain;
+use crate::id;
+use crate::streams::forward::{Caught, follow_size};
+use crate::streams::terminal::RawTerminal;
+use crate::streams::{HostStdio, Input, Output, Streams};
+use crate::sys::descriptors;
+
+/// How long an output may stay silent after the process's end: its children may
+/// hold it open for ever.
+const OUTPUT_GRACE: Duration = Duration::from_secs(2);
+/// Largest order that is read, in bytes.
+const MAX_ORDER: u64 = 16 << 20;
+
+/// What `exec` is asked for.
+#[derive(Debug, Default)]
+pub struct ExecOptions {
+    /// `process` of the runtime specification.
+    pub process: Value,
+    /// Who gets the terminal.
+    pub console_socket: Option<PathBuf>,
+    /// As for `create`.
+    pub globals: Vec<String>,
+}
+
+/// What an exec's monitor is told.
+#[derive(Debug, Serialize, Deserialize)]
+struct Order {
+    process: Value,
+}
+
+/// Runs a process that outlives us; its pid on the host.
+///
+/// # Errors
+/// When the container does not run, or the process cannot be started.
+pub fn detached(container: &Container, options: &ExecOptions) -> Result<i32, OciError> {
+    running(container)?;
+    let socket = connect(options)?;
+    let mut words = options.globals.clone();
+    words.extend(["exec-monitor".to_owned(), container.id().to_owned()]);
+    let order = Order { process: options.process.clone() };
+    let order = in_memory(&order).map_err(OciError::io("a file in memory"))?;
+    let mut helper = Helper::spawn(&words, socket.map(OwnedFd::from), Some(order))?;
+    helper.ready()?;
+    let pid = helper.pid();
+    helper.release();
+    Ok(pid)
+}
+
+/// Runs a process and waits for its end.
+///
+/// # Errors
+/// As [`detached`].
+pub async fn foreground(container: &Container, options: &ExecOptions) -> Result<Fate, OciError> {
+    running(container)?;
+    let wants_terminal = options.process["terminal"] == true;
+    let (stdio, terminal) = match (connect(options)?, wants_terminal) {
+        (Some(socket), _) => stdio(Some(socket))?,
+        (None, true) => own_terminal()?,
+        (None, false) => stdio(None)?,
+    };
+    let begun = Attended::begin(container, options.process.clone(), stdio, terminal).await?;
+    begun.attend().await
+}
+
+/// The monitor of a detached exec.
+///
+/// # Errors
+/// When it cannot even begin.
+pub fn monitor(root: &Root, id: &str) -> Result<Fate, OciError> {
+    let inherited = |number| descriptors::inherited(number).ok();
+    let (Some(socket), Some(order)) = (inherited(CHANNEL_FD), inherited(ORDER_FD)) else {
+        return Err(OciError::Monitor("`exec-monitor` is started by `exec`, not by people".into()));
+    };
+    let console = inherited(CONSOLE_FD).map(UnixStream::from);
+    descriptors::close_from(ORDER_FD as u32 + 1);
+    let mut channel = Channel::new(UnixStream::from(socket));
+    let begin = || -> Result<(Container, Order, Option<UnixStream>), OciError> {
+        let order = read_order(order.into())?;
+        let container = root.find(id)?;
+        let _ = nix::unistd::setsid();
+        let _ = nix::sys::prctl::set_name(c"bulkhead");
+        join_cgroup(&container.record.plan.cgroup)?;
+        let _ = std::env::set_current_dir("/");
+        Ok((container, order, console))
+    };
+    let (container, order, console) = match begin() {
+        Ok(begun) => begun,
+        Err(error) => {
+            channel.say(&Word::Failed(chain(&error)));
+            return Ok(Fate::Failed);
+        }
+    };
+    let runtime = super::event_loop()?;
+    let fate = runtime.block_on(async {
+        let begun = async {
+            let (stdio, terminal) = stdio(console)?;
+            Attended::begin(&container, order.process, stdio, terminal).await
+        };
+        match begun.await {
+            Ok(attended) => {
+                channel.say(&Word::Ready(Box::default()));
+                drop(channel);
+                attended.attend().await
+            }
+            Err(error) => {
+                channel.say(&Word::Failed(chain(&error)));
+                Ok(Fate::Failed)
+            }
+        }
+    });
+    runtime.shutdown_background();
+    fate
+}
+
+fn running(container: &Container) -> Result<(), OciError> {
+    match container.status()? {
+        Status::Live(Live::Running) => Ok(()),
+        Status::Live(Live::Created) => {
+            Err(super::verbs::refuse(container, "exec in", Status::Live(Live::Created)))
+        }
+        status => Err(super::verbs::refuse(container, "exec in", status)),
+    }
+}
+
+fn connect(options: &ExecOptions) -> Result<Option<UnixStream>, OciError> {
+    match &options.console_socket {
+        Some(path) => Ok(Some(console::connect(path)?)),
+        None => Ok(None),
+    }
+}
+
+/// This process's own terminal, made raw.
+pub(super) fn own_terminal() -> Result<(HostStdio, Option<RawTerminal>), OciError> {
+    let failed = || OciError::io("the terminal");
+    let own = |number| descriptors::own_stdio(number).map_err(failed());
+    let host = HostStdio {
+        terminal: true,
+        stdin: Input::Fd(own(0)?),
+        stdout: Output { fd: Some(own(1)?), log: None },
+        stderr: Output::default(),
+    };
+    let raw = RawTerminal::enter(own(0)?).map_err(|errno| failed()(errno.into()))?;
+    Ok((host, Some(raw)))
+}
+
+fn in_memory(order: &Order) -> std::io::Result<OwnedFd> {
+    let fd = nix::sys::memfd::memfd_create(c"order", nix::sys::memfd::MFdFlags::MFD_CLOEXEC)?;
+    let mut file = File::from(fd);
+    file.write_all(&serde_json::to_vec(order)?)?;
+    file.rewind()?;
+    Ok(file.into())
+}
+
+fn read_order(file: File) -> Result<Order, OciError> {
+    let mut bytes = Vec::new();
+    let path = PathBuf::from("a file in memory");
+    file.take(MAX_ORDER).read_to_end(&mut bytes).map_err(OciError::io(&path))?;
+    serde_json::from_slice(&bytes).map_err(|source| OciError::Damaged { path, source })
+}
+
+struct Attended {
+    agent: Agent,
+    process: ProcessId,
+    streams: Streams,
+    terminal: Option<RawTerminal>,
+    signals: Caught,
+}
+
+impl Attended {
+    async fn begin(
+        container: &Container,
+        spec: Value,
+        stdio: HostStdio,
+        terminal: Option<RawTerminal>,
+    ) -> Result<Attended, OciError> {
+        let signals = Caught::begin().map_err(OciError::io("signals"))?;
+        let agent = Agent::connect(&container.machine_dir()).await?;
+        let name = id::random::<8>().map_err(OciError::io("/dev/urandom"))?;
+        let process =
+            ProcessId { container: container.id().to_owned(), exec: Some(id::hex(&name)) };
+        let exec = Exec { process: process.clone(), spec, stdio: stdio.announced() };
+        agent.order(Call::Exec(Box::new(exec))).await?;
+        let streams = Streams::attach(&container.machine_dir(), &process, stdio)
+            .await
+            .map_err(AgentError::from)?;
+        Ok(Attended { agent, process, streams, terminal, signals })
+    }
+
+    async fn attend(mut self) -> Result<Fate, OciError> {
+        let exit: Result<Exit, AgentError> = {
+            let resize = follow_size(&self.agent, &self.process, self.terminal.as_ref());
+            let signals = self.signals.forward(&self.agent, &self.process);
+            tokio::select! {
+                exit = self.agent.wait(self.process.clone()) => exit,
+                () = resize => Err(AgentError::Closed("the terminal was lost".into())),
+                () = signals => Err(AgentError::Closed("signals were lost".into())),
+            }
+        };
+        // One that is cut is nothing to tell: its children live on and hold it.
+        let _ = self.streams.finish(OUTPUT_GRACE).await;
+        drop(self.terminal);
+        match exit {
+            Ok(exit) => Ok(Fate::Like(exit)),
+            // The container ended, and with it the process.
+            Err(AgentError::Closed(_)) => Ok(Fate::Lost),
+            Err(error) => Err(error.into()),
+        }
+    }
+}

@@ -1,0 +1,146 @@
+//! Containers as engines see them: the verbs of the OCI runtime specification.
+//!
+//! ```text
+//!            create                        start             pause
+//! (nothing) --------> creating -> created -------> running <-------> paused
+//!                        |           |   kill, end    |   resume       |
+//!                        |  fails    +--------------> stopped <--------+
+//!                        v                              | delete
+//!                    (nothing) <------------------------+
+//!
+//! create (the verb)                monitor (its child, then the engine's)
+//!   | spawn; stdio, console -------> | joins cgroup and network namespace
+//!   | <------ Namespaces(pid) ------ |
+//!   | hooks: prestart, createRuntime |
+//!   | ---------- go ---------------> | launches the machine, builds the container
+//!   | <------ Ready(timings) ------- | waits for the process, forwards signals
+//!   | writes phase.json, pid file    | writes exit.json, ends as the process did
+//! ```
+//!
+//! The monitor is the process whose pid engines know, wait for and signal.
+
+pub mod bundle;
+pub mod console;
+pub mod create;
+pub mod exec;
+pub mod foreground;
+pub mod handshake;
+pub mod hooks;
+pub mod monitor;
+pub mod plan;
+pub mod store;
+pub mod verbs;
+
+use std::path::PathBuf;
+
+pub use bundle::{Bundle, BundleError};
+pub use store::{Container, Live, Root, Status};
+
+/// Version of the runtime specification that is spoken.
+pub const SPEC_VERSION: &str = "1.2.0";
+
+/// Why a verb failed.
+#[derive(Debug, thiserror::Error)]
+pub enum OciError {
+    /// No such container.
+    #[error("container {0:?} does not exist")]
+    NotFound(String),
+    /// The id is taken.
+    #[error("container with id exists: {0}")]
+    Exists(String),
+    /// Not an id.
+    #[error("invalid container id format: {0:?} (letters, digits and _ + - . are allowed)")]
+    InvalidId(String),
+    /// What a killed creation left.
+    #[error(
+        "the creation of container {0:?} was killed; `delete --force {0}` removes what is left"
+    )]
+    Halfway(String),
+    /// Of a version that we do not read.
+    #[error("container {id:?} was made by another version (of its files: {theirs})")]
+    Version {
+        /// Its id.
+        id: String,
+        /// Version of its files.
+        theirs: u32,
+    },
+    /// Not in this status.
+    #[error("cannot {verb} container {id:?}: it is {status}")]
+    State {
+        /// What was asked for.
+        verb: &'static str,
+        /// Its id.
+        id: String,
+        /// Its status.
+        status: &'static str,
+    },
+    /// The bundle.
+    #[error(transparent)]
+    Bundle(#[from] BundleError),
+    /// A hook.
+    #[error(transparent)]
+    Hook(#[from] hooks::HookError),
+    /// The console socket.
+    #[error(transparent)]
+    Console(#[from] console::ConsoleError),
+    /// The cgroup.
+    #[error(transparent)]
+    Cgroup(#[from] crate::sandbox::cgroup::CgroupError),
+    /// The sandbox does not start.
+    #[error(transparent)]
+    Launch(#[from] crate::sandbox::LaunchError),
+    /// The guest agent.
+    #[error(transparent)]
+    Agent(#[from] crate::agent::AgentError),
+    /// The machine was lost.
+    #[error("the machine of the container ended: {0}")]
+    Lost(std::sync::Arc<crate::sandbox::VmmEnd>),
+    /// What the monitor said.
+    #[error("{0}")]
+    Monitor(String),
+    /// It does not end.
+    #[error("container {id:?} did not end within {seconds} s although it was killed")]
+    Immortal {
+        /// Its id.
+        id: String,
+        /// How long it was waited for.
+        seconds: u64,
+    },
+    /// A network namespace.
+    #[error("cannot {what}")]
+    Namespace {
+        /// What failed.
+        what: String,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// A file.
+    #[error("cannot access {}", path.display())]
+    Io {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// A file of ours that is damaged.
+    #[error("{} is damaged", path.display())]
+    Damaged {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: serde_json::Error,
+    },
+}
+
+impl OciError {
+    pub(crate) fn io(path: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> OciError {
+        let path = path.into();
+        move |source| OciError::Io { path, source }
+    }
+}
+
+/// The event loop of a verb or a monitor: one thread is enough.
+pub(super) fn event_loop() -> Result<tokio::runtime::Runtime, OciError> {
+    let mut builder = tokio::runtime::Builder::new_current_thread();
+    builder.enable_all().build().map_err(OciError::io("an event loop"))
+}

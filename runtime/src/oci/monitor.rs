@@ -1,0 +1,285 @@
+//! The process that stands for a container on the host: the supervisor of its
+//! machine, the end of its stdio, and the one that engines wait for.
+
+use std::fs::File;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::time::Duration;
+
+use nix::sched::{CloneFlags, setns, unshare};
+use protocol::agent::{Call, Event, Exit, ProcessId};
+
+use super::create::{CHANNEL_FD, CONSOLE_FD};
+use super::handshake::{Channel, Word};
+use super::store::{Container, Ended, MonitorLock, Root};
+use super::{OciError, console};
+use crate::agent::AgentError;
+use crate::container::chain;
+use crate::sandbox::{CgroupConfig, LaunchTimings, Sandbox, SandboxConfig, boot_timeout};
+use crate::streams::forward::{Caught, follow_size};
+use crate::streams::terminal::RawTerminal;
+use crate::streams::{HostStdio, Input, Output, Streams};
+use crate::sys::descriptors;
+use crate::time::Timestamp;
+
+/// How long an output may stay silent after its container's end.
+const OUTPUT_GRACE: Duration = Duration::from_secs(5);
+/// How long a guest may take to sync and power off.
+const POWER_OFF: Duration = Duration::from_secs(10);
+/// How long a broken connection may precede the news that the VMM ended.
+const POST_MORTEM: Duration = Duration::from_secs(5);
+
+/// How this process ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fate {
+    /// As the container's process did.
+    Like(Exit),
+    /// The machine was lost.
+    Lost,
+    /// There never was a process; the verb knows why.
+    Failed,
+}
+
+/// The monitor of container `id`.
+///
+/// # Errors
+/// When it cannot even begin.
+pub fn run(root: &Root, id: &str, uids: &Path) -> Result<Fate, OciError> {
+    let inherited = |number| descriptors::inherited(number).ok();
+    let socket = inherited(CHANNEL_FD).map(UnixStream::from).ok_or_else(|| {
+        OciError::Monitor("`monitor` is started by `create`, not by people".into())
+    })?;
+    let console = inherited(CONSOLE_FD).map(UnixStream::from);
+    descriptors::close_from(CONSOLE_FD as u32 + 1);
+    let mut channel = Channel::new(socket);
+    let container = root.find(id)?;
+    let alive = container.become_monitor()?;
+    if let Err(error) = prepare(&container) {
+        channel.say(&Word::Failed(chain(&error)));
+        return Ok(Fate::Failed);
+    }
+    channel.say(&Word::Namespaces);
+    if !channel.await_go() {
+        return Ok(Fate::Failed);
+    }
+    let runtime = super::event_loop()?;
+    let fate = runtime.block_on(async {
+        let begun = Monitor::begin(&container, alive, console, uids).await;
+        match begun {
+            Ok((monitor, timings)) => {
+                channel.say(&Word::Ready(Box::new(timings)));
+                drop(channel);
+                monitor.attend().await
+            }
+            Err(error) => {
+                channel.say(&Word::Failed(chain(&error)));
+                Ok(Fate::Failed)
+            }
+        }
+    });
+    // A pump that waits for the host's reader cannot be joined; we end anyway.
+    runtime.shutdown_background();
+    fate
+}
+
+/// Makes this process the container's: session, cgroup, network namespace.
+fn prepare(container: &Container) -> Result<(), OciError> {
+    let plan = &container.record.plan;
+    // EPERM: it leads a session already.
+    let _ = nix::unistd::setsid();
+    let _ = nix::sys::prctl::set_name(c"bulkhead");
+    join_cgroup(&plan.cgroup)?;
+    if let Some(path) = &plan.network {
+        let failed = |source| OciError::Namespace {
+            what: format!("join the network namespace {}", path.display()),
+            source,
+        };
+        let namespace = File::open(path).map_err(failed)?;
+        setns(namespace, CloneFlags::CLONE_NEWNET).map_err(|errno| failed(errno.into()))?;
+    } else if plan.own_network {
+        unshare(CloneFlags::CLONE_NEWNET).map_err(|errno| OciError::Namespace {
+            what: "make a network namespace".into(),
+            source: errno.into(),
+        })?;
+    }
+    // No directory shall be busy because of us.
+    let _ = std::env::set_current_dir("/");
+    Ok(())
+}
+
+/// Moves this process into the cgroup at `path`.
+pub(super) fn join_cgroup(path: &Path) -> Result<(), OciError> {
+    let file = path.join("cgroup.procs");
+    std::fs::write(&file, "0").map_err(OciError::io(file))
+}
+
+struct Monitor<'a> {
+    container: &'a Container,
+    alive: MonitorLock,
+    sandbox: Sandbox,
+    streams: Streams,
+    terminal: Option<RawTerminal>,
+    signals: Caught,
+}
+
+impl<'a> Monitor<'a> {
+    /// Launches the machine and builds the container in it.
+    async fn begin(
+        container: &'a Container,
+        alive: MonitorLock,
+        console: Option<UnixStream>,
+        uids: &Path,
+    ) -> Result<(Monitor<'a>, LaunchTimings), OciError> {
+        let plan = &container.record.plan;
+        let signals = Caught::begin().map_err(OciError::io("signals"))?;
+        let mut sandbox = Sandbox::launch(&SandboxConfig {
+            id: container.id().to_owned(),
+            directory: container.machine_dir(),
+            uids: uids.to_owned(),
+            cgroup: CgroupConfig { path: container.machine_cgroup(), limits: Vec::new() },
+            shape: plan.shape,
+            shares: plan.shares.clone(),
+            cmdline: Vec::new(),
+            boot_timeout: boot_timeout(),
+        })
+        .await?;
+        let (stdio, terminal) = stdio(console)?;
+        let create = plan.create_call(container.id(), stdio.announced());
+        let built = async {
+            sandbox.agent().order(Call::Create(Box::new(create))).await?;
+            let process = process(container);
+            Streams::attach(sandbox.directory(), &process, stdio).await.map_err(AgentError::from)
+        };
+        let streams = match built.await {
+            Ok(streams) => streams,
+            Err(error) => return Err(or_lost(error, &sandbox).await),
+        };
+        let created_us = Some(sandbox.age_us());
+        let timings = LaunchTimings { created_us, ..sandbox.timings().clone() };
+        while sandbox.greeting().events.try_recv().is_ok() {}
+        Ok((Monitor { container, alive, sandbox, streams, terminal, signals }, timings))
+    }
+
+    /// Waits for the end of the process, and takes everything down.
+    async fn attend(mut self) -> Result<Fate, OciError> {
+        let (result, oom) = self.wait().await;
+        let (exit, error) = match result {
+            Ok(exit) => (Some(Exit { oom: exit.oom || oom, ..exit }), None),
+            Err(error) => (None, Some(chain(&error))),
+        };
+        let ended = Ended { exit, error: error.clone(), at: Timestamp::now() };
+        // From here on it is stopped, for whoever asks.
+        let written = self.container.write_end(&self.alive, &ended);
+        if let Some(error) = error {
+            tracing::error!("{error}");
+        }
+        let cut = self.streams.finish(OUTPUT_GRACE).await;
+        if !cut.is_empty() {
+            tracing::warn!("the output may be incomplete: {} was cut", cut.join(" and "));
+        }
+        drop((self.terminal, self.signals));
+        self.sandbox.shutdown(POWER_OFF).await;
+        written?;
+        Ok(exit.map_or(Fate::Lost, Fate::Like))
+    }
+
+    async fn wait(&mut self) -> (Result<Exit, OciError>, bool) {
+        let agent = self.sandbox.agent().clone();
+        let process = process(self.container);
+        let result = {
+            let vmm_end = self.sandbox.vmm().ended();
+            let resize = follow_size(&agent, &process, self.terminal.as_ref());
+            let signals = self.signals.forward(&agent, &process);
+            tokio::select! {
+                exit = agent.wait(process.clone()) => exit,
+                _ = vmm_end => Err(AgentError::Closed("the machine ended".into())),
+                () = resize => Err(AgentError::Closed("the terminal was lost".into())),
+                () = signals => Err(AgentError::Closed("signals were lost".into())),
+            }
+        };
+        let mut oom = false;
+        while let Ok(event) = self.sandbox.greeting().events.try_recv() {
+            oom |= matches!(event, Event::Oom { .. });
+        }
+        match result {
+            Ok(exit) => (Ok(exit), oom),
+            Err(error) => (Err(or_lost(error, &self.sandbox).await), oom),
+        }
+    }
+}
+
+/// The container's own process.
+pub(super) fn process(container: &Container) -> ProcessId {
+    ProcessId { container: container.id().to_owned(), exec: None }
+}
+
+/// What this process was given as its stdio, for the container.
+pub(super) fn stdio(
+    console: Option<UnixStream>,
+) -> Result<(HostStdio, Option<RawTerminal>), OciError> {
+    let failed = || OciError::io("standard streams");
+    let Some(socket) = console else {
+        let own = descriptors::own_stdio;
+        let output = |number| own(number).map(|fd| Output { fd: Some(fd), log: None });
+        let host = HostStdio {
+            terminal: false,
+            stdin: own(0).map_or(Input::None, Input::Fd),
+            stdout: output(1).unwrap_or_default(),
+            stderr: output(2).unwrap_or_default(),
+        };
+        return Ok((host, None));
+    };
+    let terminal = console::open(socket)?;
+    // Without it, sizes would have to be asked for again and again.
+    console::control(&terminal).map_err(|errno| failed()(errno.into()))?;
+    let copy =
+        || -> Result<OwnedFd, OciError> { terminal.as_fd().try_clone_to_owned().map_err(failed()) };
+    let host = HostStdio {
+        terminal: true,
+        stdin: Input::Fd(copy()?),
+        stdout: Output { fd: Some(copy()?), log: None },
+        stderr: Output::default(),
+    };
+    let raw = RawTerminal::enter(terminal).map_err(|errno| failed()(errno.into()))?;
+    Ok((host, Some(raw)))
+}
+
+/// The machine's end, where that is why the agent does not answer.
+async fn or_lost(error: AgentError, sandbox: &Sandbox) -> OciError {
+    if !matches!(error, AgentError::Closed(_) | AgentError::Connect(_)) {
+        return error.into();
+    }
+    match tokio::time::timeout(POST_MORTEM, sandbox.vmm().ended()).await {
+        Ok(end) => OciError::Lost(end),
+        Err(_) => error.into(),
+    }
+}
+
+/// Ends this process as the container's process ended.
+pub fn meet(fate: Fate) -> i32 {
+    match fate {
+        Fate::Like(Exit { code: Some(code), .. }) => code.into(),
+        Fate::Like(Exit { signal: Some(signal), .. }) => die_by(signal),
+        Fate::Like(_) | Fate::Lost => die_by(libc::SIGKILL),
+        Fate::Failed => 1,
+    }
+}
+
+/// Dies by `signal`, without a core: it is not this program that went wrong.
+fn die_by(signal: i32) -> i32 {
+    use nix::sys::resource::{Resource, setrlimit};
+    use nix::sys::signal::{SigSet, SigmaskHow, Signal, raise, sigprocmask};
+    let _ = setrlimit(Resource::RLIMIT_CORE, 0, 0);
+    if let Ok(signal) = Signal::try_from(signal) {
+        if !matches!(signal, Signal::SIGKILL | Signal::SIGSTOP) {
+            let _ = crate::sys::process::default_action(signal);
+        }
+        let mut set = SigSet::empty();
+        set.add(signal);
+        let _ = sigprocmask(SigmaskHow::SIG_UNBLOCK, Some(&set), None);
+        let _ = raise(signal);
+    }
+    // A real-time signal, or one that is ignored by default.
+    128 + signal
+}

@@ -1,0 +1,378 @@
+//! The specification, split: what the host does for it, and what the guest does.
+//!
+//! ```text
+//! config.json
+//!   root.path, mounts with a source      -> shares; their names stay in the copy
+//!   linux.resources, cgroupsPath         -> the machine's shape, the host's cgroup
+//!   hooks of the runtime's namespaces    -> hooks
+//!   linux.namespaces[network].path       -> where the VMM's interfaces are looked for
+//!   everything else, and a copy of all   -> the agent, which refuses what it cannot do
+//! ```
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use oci_spec::runtime::{LinuxNamespaceType, LinuxResources, Mount};
+use protocol::agent::{Create, Rootfs, Stdio};
+use protocol::machine::ShareKind;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use super::bundle::{Bundle, BundleError, field};
+use crate::limits::{Bytes, Cpus, Limits, Shape};
+use crate::sandbox::{ShareConfig, cgroup};
+
+/// Name of the share that is the root file system.
+const ROOT: &str = "root";
+
+/// What the host does for a container.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Plan {
+    /// The root file system on the host.
+    pub rootfs: PathBuf,
+    /// What the machine shares with the host.
+    pub shares: Vec<ShareConfig>,
+    /// Mount source -> path in the share tree.
+    pub sources: BTreeMap<String, String>,
+    /// The specification for the agent.
+    pub spec: Value,
+    /// Size of the machine.
+    pub shape: Shape,
+    /// The container's cgroup on the host.
+    pub cgroup: PathBuf,
+    /// Its limits: file and value.
+    pub cgroup_limits: Vec<(String, String)>,
+    /// The network namespace to join: none is a new one, if `own_network`.
+    pub network: Option<PathBuf>,
+    /// Whether the specification wants a network namespace at all.
+    pub own_network: bool,
+    /// Whether the process has a terminal.
+    pub terminal: bool,
+}
+
+impl Plan {
+    /// Validates what concerns the host.
+    ///
+    /// # Errors
+    /// Names the field.
+    pub fn new(id: &str, bundle: &Bundle) -> Result<Plan, BundleError> {
+        let spec = &bundle.spec;
+        let process = spec.process().as_ref().ok_or_else(|| field("process", "is missing"))?;
+        let linux = spec.linux().clone().unwrap_or_default();
+        let rootfs = bundle.rootfs()?;
+        let mut shares = vec![ShareConfig {
+            name: ROOT.into(),
+            kind: ShareKind::Private,
+            source: rootfs.clone(),
+            read_only: false,
+        }];
+        let mut sources = BTreeMap::new();
+        let mut raw = bundle.raw.clone();
+        let mounts = spec.mounts().as_deref().unwrap_or_default();
+        for (index, mount) in mounts.iter().enumerate() {
+            let entry = &mut raw["mounts"][index];
+            share_mount(index, mount, bundle, entry, &mut shares, &mut sources)?;
+        }
+        let mut network = None;
+        let mut own_network = false;
+        for namespace in linux.namespaces().iter().flatten() {
+            let path = namespace.path().clone().filter(|path| !path.as_os_str().is_empty());
+            match (namespace.typ(), path) {
+                (LinuxNamespaceType::Network, path) => (own_network, network) = (true, path),
+                (_, None) => {}
+                (kind, Some(path)) => {
+                    let reason = format!(
+                        "joining the {kind} namespace {} of another container is not supported \
+                         yet: each container has a machine of its own",
+                        path.display()
+                    );
+                    return Err(field("linux.namespaces", reason));
+                }
+            }
+        }
+        host_hooks_only(&mut raw);
+        let resources = linux.resources().clone().unwrap_or_default();
+        let shape = shape(&resources)?;
+        let cgroups_path = linux.cgroups_path().clone();
+        Ok(Plan {
+            rootfs,
+            shares,
+            sources,
+            spec: raw,
+            shape,
+            cgroup: cgroup_path(id, cgroups_path.as_deref())?,
+            cgroup_limits: host_limits(&resources, &shape),
+            network,
+            own_network,
+            terminal: process.terminal().unwrap_or(false),
+        })
+    }
+
+    /// The call that builds the container in the guest.
+    pub fn create_call(&self, id: &str, stdio: Stdio) -> Create {
+        Create {
+            container: id.to_owned(),
+            rootfs: Rootfs::Share { path: format!("{}/{ROOT}", ShareKind::Private.dir()) },
+            sources: self.sources.clone(),
+            spec: self.spec.clone(),
+            stdio,
+            files: Vec::new(),
+        }
+    }
+}
+
+/// Makes a share of a bind mount's source.
+fn share_mount(
+    index: usize,
+    mount: &Mount,
+    bundle: &Bundle,
+    entry: &mut Value,
+    shares: &mut Vec<ShareConfig>,
+    sources: &mut BTreeMap<String, String>,
+) -> Result<(), BundleError> {
+    let options = mount.options().clone().unwrap_or_default();
+    let has = |word: &str| options.iter().any(|option| option == word);
+    if !has("bind") && !has("rbind") && mount.typ().as_deref() != Some("bind") {
+        return Ok(());
+    }
+    let name = format!("mounts[{}]", mount.destination().display());
+    let source = mount.source().clone().unwrap_or_default();
+    if source.as_os_str().is_empty() {
+        return Err(field(name, "a bind mount needs a source"));
+    }
+    let path = bundle.path.join(&source);
+    let path = std::fs::canonicalize(&path)
+        .map_err(|error| field(&name, format!("source {}: {error}", path.display())))?;
+    if mount.destination() == Path::new("/dev/shm") && is_tmpfs(&path) {
+        // Shared memory is memory of the guest: a file of the host could not be
+        // mapped by two processes of it.
+        *entry = json!({
+            "destination": "/dev/shm", "type": "tmpfs", "source": "shm",
+            "options": ["nosuid", "noexec", "nodev", "mode=1777", size_of_tmpfs(&path)],
+        });
+        return Ok(());
+    }
+    let share = ShareConfig {
+        name: format!("m{index}"),
+        kind: ShareKind::Live,
+        source: path,
+        read_only: has("ro") && !has("rw"),
+    };
+    let key = share.guest_path();
+    entry["source"] = Value::String(key.clone());
+    sources.insert(key.clone(), key);
+    shares.push(share);
+    Ok(())
+}
+
+fn is_tmpfs(path: &Path) -> bool {
+    let is = |fs: nix::sys::statfs::Statfs| fs.filesystem_type() == nix::sys::statfs::TMPFS_MAGIC;
+    nix::sys::statfs::statfs(path).is_ok_and(is)
+}
+
+fn size_of_tmpfs(path: &Path) -> String {
+    let size = nix::sys::statfs::statfs(path)
+        .map_or(64 << 20, |fs| fs.blocks() * u64::try_from(fs.block_size()).unwrap_or(4096));
+    format!("size={size}")
+}
+
+/// Takes the hooks out that the host runs.
+fn host_hooks_only(raw: &mut Value) {
+    let Some(hooks) = raw.get_mut("hooks").and_then(Value::as_object_mut) else { return };
+    hooks.retain(|name, _| name == "startContainer");
+    if hooks.is_empty()
+        && let Some(spec) = raw.as_object_mut()
+    {
+        spec.remove("hooks");
+    }
+}
+
+/// The machine for these limits.
+fn shape(resources: &LinuxResources) -> Result<Shape, BundleError> {
+    let memory = resources.memory().as_ref().and_then(|memory| memory.limit());
+    let cpu = resources.cpu().clone().unwrap_or_default();
+    let limits = Limits {
+        memory: memory.filter(|&limit| limit > 0).map(|limit| Bytes(limit.unsigned_abs())),
+        cpus: match (cpu.quota(), cpu.period()) {
+            (Some(quota), period) if quota > 0 => {
+                let period = period.filter(|&period| period > 0).unwrap_or(100_000);
+                let millionths = u128::from(quota.unsigned_abs()) * 1_000_000 / u128::from(period);
+                Some(Cpus(u64::try_from(millionths).unwrap_or(u64::MAX)))
+            }
+            _ => None,
+        },
+        pids: None,
+    };
+    limits.shape().map_err(|error| field("linux.resources.memory.limit", error.to_string()))
+}
+
+/// What the container's cgroup on the host is limited to: the limits themselves
+/// hold in the guest; these are for what stands for the container on the host.
+fn host_limits(resources: &LinuxResources, shape: &Shape) -> Vec<(String, String)> {
+    let mut limits = cgroup::limits(shape);
+    let mut push = |file: &str, value: String| limits.push((file.to_owned(), value));
+    if let Some(cpu) = resources.cpu() {
+        if let Some(shares) = cpu.shares().filter(|&shares| shares != 0) {
+            push("cpu.weight", weight(shares).to_string());
+        }
+        for (file, list) in [("cpuset.cpus", cpu.cpus()), ("cpuset.mems", cpu.mems())] {
+            if let Some(list) = list.as_ref().filter(|list| !list.is_empty()) {
+                push(file, list.clone());
+            }
+        }
+    }
+    for (file, value) in resources.unified().iter().flatten() {
+        // Those that only the host can honour.
+        if file.starts_with("cpuset.") || file.starts_with("io.") {
+            push(file, value.clone());
+        }
+    }
+    limits
+}
+
+/// What an update changes of the container's cgroup on the host.
+///
+/// # Errors
+/// Names the field.
+pub(super) fn updated(
+    plan: &Plan,
+    resources: &Value,
+) -> Result<Vec<(String, String)>, BundleError> {
+    let resources = LinuxResources::deserialize(resources)
+        .map_err(|error| field("resources", error.to_string()))?;
+    let wanted = shape(&resources)?;
+    // The guest's memory was given at its start: its own limit may be lowered and
+    // raised below that.
+    let memory = resources.memory().as_ref().and_then(|memory| memory.limit());
+    if memory.is_some_and(|limit| limit > 0) && wanted.memory_mib > plan.shape.memory_mib {
+        let reason = format!(
+            "the machine of the container was started with {} MiB, and cannot grow",
+            plan.shape.memory_mib
+        );
+        return Err(field("linux.resources.memory.limit", reason));
+    }
+    let keep = |(file, _): &(String, String)| file != "memory.max" && file != "pids.max";
+    Ok(host_limits(&resources, &wanted).into_iter().filter(keep).collect())
+}
+
+/// `cpu.weight` of `cpu.shares`, as runc converts it.
+pub(super) fn weight(shares: u64) -> u64 {
+    1 + (shares.clamp(2, 262_144) - 2) * 9999 / 262_142
+}
+
+/// Where in the tree of cgroups: as runc does for cgroup v2 without systemd.
+fn cgroup_path(id: &str, path: Option<&Path>) -> Result<PathBuf, BundleError> {
+    let root = Path::new(cgroup::ROOT);
+    let wrong = |reason: String| field("linux.cgroupsPath", reason);
+    let path = match path.filter(|path| !path.as_os_str().is_empty()) {
+        None => Path::new("/bulkhead").join(id),
+        Some(path) if path.is_absolute() => path.to_owned(),
+        Some(path) => {
+            // Beside our own: that one holds processes, and cannot have children
+            // with controllers.
+            let own = std::fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+            let own = own.lines().find_map(|line| line.strip_prefix("0::")).unwrap_or("/");
+            Path::new(own).parent().unwrap_or(Path::new("/")).join(path)
+        }
+    };
+    let below = path.strip_prefix("/").unwrap_or(&path);
+    let normal = |part| matches!(part, std::path::Component::Normal(_));
+    if below.as_os_str().is_empty() || !below.components().all(normal) {
+        return Err(wrong(format!("{} leads nowhere below {}", path.display(), root.display())));
+    }
+    Ok(root.join(below))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn bundle(spec: Value) -> (tempfile::TempDir, Result<Bundle, BundleError>) {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::create_dir(dir.path().join("rootfs")).unwrap();
+        std::fs::write(dir.path().join("data"), "x").unwrap();
+        std::fs::write(dir.path().join("config.json"), spec.to_string()).unwrap();
+        let bundle = Bundle::load(dir.path());
+        (dir, bundle)
+    }
+
+    fn spec(more: &Value) -> Value {
+        let mut spec = json!({
+            "ociVersion": "1.0.2",
+            "process": {"cwd": "/", "args": ["sh"], "user": {"uid": 0, "gid": 0}},
+            "root": {"path": "rootfs"},
+        });
+        for (key, value) in more.as_object().unwrap() {
+            spec[key] = value.clone();
+        }
+        spec
+    }
+
+    fn plan(more: &Value) -> Result<Plan, BundleError> {
+        let (_dir, bundle) = bundle(spec(more));
+        Plan::new("c1", &bundle.unwrap())
+    }
+
+    #[test]
+    fn bind_mounts_become_shares() {
+        let plan = plan(&json!({"mounts": [
+            {"destination": "/proc", "type": "proc", "source": "proc"},
+            {"destination": "/data", "source": "data", "options": ["bind", "ro"]},
+        ]}))
+        .unwrap();
+        assert_eq!(plan.shares.len(), 2);
+        assert!(plan.shares[1].read_only && plan.shares[1].source.ends_with("data"));
+        assert_eq!(plan.spec["mounts"][1]["source"], "live/m1");
+        assert_eq!(plan.sources["live/m1"], "live/m1");
+        assert_eq!(plan.spec["mounts"][0]["source"], "proc");
+    }
+
+    #[test]
+    fn what_the_host_cannot_do_is_named() {
+        let cases = [
+            (
+                json!({"mounts": [{"destination": "/a", "source": "/no/such", "options": ["bind"]}]}),
+                "mounts[/a]",
+            ),
+            (
+                json!({"linux": {"namespaces": [{"type": "ipc", "path": "/proc/1/ns/ipc"}]}}),
+                "linux.namespaces",
+            ),
+            (json!({"linux": {"cgroupsPath": "/a/../b"}}), "linux.cgroupsPath"),
+            (
+                json!({"linux": {"resources": {"memory": {"limit": 4096}}}}),
+                "linux.resources.memory.limit",
+            ),
+        ];
+        for (more, name) in cases {
+            let error = plan(&more).unwrap_err().to_string();
+            assert!(error.starts_with(name), "{error}");
+        }
+    }
+
+    #[test]
+    fn limits_shape_machine_and_cgroup() {
+        let plan = plan(&json!({"linux": {"cgroupsPath": "/a/b", "resources": {
+            "memory": {"limit": 67_108_864},
+            "cpu": {"quota": 150_000, "period": 100_000, "shares": 1024, "cpus": "0-1"},
+            "unified": {"io.weight": "default 10", "memory.high": "1"},
+        }}}))
+        .unwrap();
+        assert_eq!((plan.shape.memory_mib, plan.shape.vcpus), (129, 2));
+        assert_eq!(plan.cgroup, Path::new("/sys/fs/cgroup/a/b"));
+        let value = |file: &str| {
+            let found = plan.cgroup_limits.iter().find(|(name, _)| name == file);
+            found.map(|(_, value)| value.as_str())
+        };
+        assert_eq!(value("cpu.weight"), Some("39"));
+        assert_eq!((value("cpuset.cpus"), value("io.weight")), (Some("0-1"), Some("default 10")));
+        assert_eq!((value("cpu.max"), value("memory.high")), (Some("150000 100000"), None));
+    }
+
+    #[test]
+    fn the_guest_gets_only_its_own_hooks() {
+        let hooks = json!({"prestart": [{"path": "/a"}], "startContainer": [{"path": "/b"}]});
+        let plan = plan(&json!({ "hooks": hooks })).unwrap();
+        assert_eq!(plan.spec["hooks"], json!({"startContainer": [{"path": "/b"}]}));
+    }
+}

@@ -1,0 +1,383 @@
+//! Containers below a root directory, as they lie on disk.
+//!
+//! ```text
+//! ROOT/ID/record.json       what it is; written once
+//!         phase.json        created, running or paused; under the lock
+//!         exit.json         how its process ended; written by the monitor, needs no lock
+//!         lock              held (flock) by the verb that changes it
+//!         monitor.lock      held by the monitor for as long as it lives
+//!         machine/          the sandbox's directory
+//! ```
+//!
+//! The status follows from these: an `exit.json`, or a monitor that is gone,
+//! means stopped, whatever `phase.json` says. So a monitor never waits for a verb,
+//! and whoever is killed leaves a state that tells the truth.
+
+use std::fs::{DirBuilder, File, TryLockError};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use protocol::agent::Exit;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use super::OciError;
+use super::plan::Plan;
+use crate::dirs;
+use crate::sandbox::LaunchTimings;
+use crate::time::Timestamp;
+
+/// Version of the files; another one is refused.
+pub const VERSION: u32 = 1;
+/// How long a creation that was begun may take to have a record.
+const BIRTH: Duration = Duration::from_secs(5);
+
+/// What a container is.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Record {
+    /// [`VERSION`].
+    pub version: u32,
+    /// As the engine named it.
+    pub id: String,
+    /// `ociVersion` of its configuration.
+    pub oci_version: String,
+    /// Its bundle.
+    pub bundle: PathBuf,
+    /// When it was made.
+    pub created: Timestamp,
+    /// Annotations of its configuration.
+    pub annotations: std::collections::BTreeMap<String, String>,
+    /// What the host does for it.
+    pub plan: Plan,
+    /// `hooks` of its configuration.
+    pub hooks: Option<oci_spec::runtime::Hooks>,
+}
+
+/// A live container.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Phase {
+    /// Process of ours that stands for the container on the host.
+    pub pid: i32,
+    /// Its start, in clock ticks since boot: a pid alone may be another's by now.
+    pub pid_start: u64,
+    /// How far it is.
+    pub status: Live,
+    /// How long its start took.
+    pub timings: LaunchTimings,
+}
+
+/// How far a live container is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Live {
+    /// Its process waits for `start`.
+    Created,
+    /// Its process runs.
+    Running,
+    /// All its processes are frozen.
+    Paused,
+}
+
+/// `status` of the runtime specification.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Status {
+    /// `create` is under way.
+    Creating,
+    /// Alive.
+    Live(Live),
+    /// Its process has ended.
+    Stopped,
+}
+
+impl Status {
+    /// As the specification writes it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Status::Creating => "creating",
+            Status::Live(Live::Created) => "created",
+            Status::Live(Live::Running) => "running",
+            Status::Live(Live::Paused) => "paused",
+            Status::Stopped => "stopped",
+        }
+    }
+}
+
+/// How a container's process ended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ended {
+    /// Its exit, when it ended by itself.
+    pub exit: Option<Exit>,
+    /// Why, otherwise.
+    pub error: Option<String>,
+    /// When.
+    pub at: Timestamp,
+}
+
+/// All containers below one directory.
+#[derive(Debug, Clone)]
+pub struct Root {
+    path: PathBuf,
+}
+
+/// One container.
+#[derive(Debug, Clone)]
+pub struct Container {
+    /// What it is.
+    pub record: Record,
+    directory: PathBuf,
+}
+
+/// The right to change a container.
+#[derive(Debug)]
+pub struct Lock(#[allow(dead_code)] File);
+
+/// The claim to be a container's monitor.
+#[derive(Debug)]
+pub struct MonitorLock(#[allow(dead_code)] File);
+
+impl Root {
+    /// Containers below `path`.
+    pub fn new(path: impl Into<PathBuf>) -> Root {
+        Root { path: path.into() }
+    }
+
+    /// Its path.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Takes the id of `record` and writes it down. The lock is held by the caller
+    /// from the first moment on.
+    ///
+    /// # Errors
+    /// When the id is taken.
+    pub(super) fn claim(&self, record: Record) -> Result<(Container, Lock), OciError> {
+        dirs::make_private(&self.path).map_err(OciError::io(&self.path))?;
+        let directory = self.path.join(&record.id);
+        match DirBuilder::new().mode(0o700).create(&directory) {
+            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {
+                return Err(OciError::Exists(record.id));
+            }
+            other => other.map_err(OciError::io(&directory))?,
+        }
+        let container = Container { record, directory };
+        let claimed = container.lock().and_then(|lock| {
+            container.write("record.json", &container.record)?;
+            Ok(lock)
+        });
+        match claimed {
+            Ok(lock) => Ok((container, lock)),
+            Err(error) => {
+                let _ = dirs::remove_tree(&container.directory);
+                Err(error)
+            }
+        }
+    }
+
+    /// The container `id`.
+    ///
+    /// # Errors
+    /// When there is none, or it cannot be read.
+    pub fn find(&self, id: &str) -> Result<Container, OciError> {
+        let unknown = || OciError::NotFound(id.into());
+        if !valid_id(id) {
+            return Err(unknown());
+        }
+        let directory = self.path.join(id);
+        if !directory.is_dir() {
+            return Err(unknown());
+        }
+        let begin = Instant::now();
+        loop {
+            let record: Option<Record> = read(&directory.join("record.json"))?;
+            match record {
+                Some(record) if record.version != VERSION => {
+                    return Err(OciError::Version { id: id.into(), theirs: record.version });
+                }
+                Some(record) => return Ok(Container { record, directory }),
+                // Somebody is making it, or was killed when he did.
+                None if begin.elapsed() < BIRTH && directory.is_dir() => {
+                    std::thread::sleep(Duration::from_millis(10));
+                }
+                None => return Err(OciError::Halfway(id.into())),
+            }
+        }
+    }
+
+    /// Ids of all containers.
+    ///
+    /// # Errors
+    /// When the directory cannot be read.
+    pub fn ids(&self) -> Result<Vec<String>, OciError> {
+        let entries = match std::fs::read_dir(&self.path) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+            other => other.map_err(OciError::io(&self.path))?,
+        };
+        let names = entries.flatten().filter(|entry| entry.path().is_dir());
+        let mut ids: Vec<String> =
+            names.filter_map(|entry| entry.file_name().into_string().ok()).collect();
+        ids.retain(|id| valid_id(id));
+        ids.sort();
+        Ok(ids)
+    }
+
+    /// Removes what a killed creation left under `id`, of which nothing is known.
+    ///
+    /// # Errors
+    /// When it cannot be removed.
+    pub fn forget(&self, id: &str) -> Result<(), OciError> {
+        let directory = self.path.join(id);
+        dirs::remove_tree(&directory).map_err(OciError::io(directory))
+    }
+}
+
+/// What runc takes as an id.
+pub fn valid_id(id: &str) -> bool {
+    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"_+-.".contains(&byte);
+    !id.is_empty() && id.len() <= 255 && id != "." && id != ".." && id.bytes().all(allowed)
+}
+
+impl Container {
+    /// Its id.
+    pub fn id(&self) -> &str {
+        &self.record.id
+    }
+
+    /// Its directory.
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    /// The sandbox's directory.
+    pub fn machine_dir(&self) -> PathBuf {
+        self.directory.join("machine")
+    }
+
+    /// The cgroup of its VMM.
+    pub fn machine_cgroup(&self) -> PathBuf {
+        self.record.plan.cgroup.join("machine")
+    }
+
+    /// Waits for the right to change it.
+    ///
+    /// # Errors
+    /// When it was removed meanwhile.
+    pub fn lock(&self) -> Result<Lock, OciError> {
+        let file = self.open_lock("lock")?;
+        file.lock().map_err(OciError::io(&self.directory))?;
+        // It may have been removed, and another made, while we waited.
+        match self.directory.join("lock").exists() {
+            true => Ok(Lock(file)),
+            false => Err(OciError::NotFound(self.id().into())),
+        }
+    }
+
+    /// Becomes its monitor.
+    ///
+    /// # Errors
+    /// When it has one.
+    pub fn become_monitor(&self) -> Result<MonitorLock, OciError> {
+        let file = self.open_lock("monitor.lock")?;
+        match file.try_lock() {
+            Ok(()) => Ok(MonitorLock(file)),
+            Err(TryLockError::WouldBlock) => Err(OciError::Exists(self.id().into())),
+            Err(TryLockError::Error(error)) => Err(OciError::io(&self.directory)(error)),
+        }
+    }
+
+    fn open_lock(&self, name: &str) -> Result<File, OciError> {
+        let path = self.directory.join(name);
+        let mut options = File::options();
+        options.read(true).write(true).create(true).truncate(false).mode(0o600);
+        options.open(&path).map_err(|error| match error.kind() {
+            std::io::ErrorKind::NotFound => OciError::NotFound(self.id().into()),
+            _ => OciError::io(path)(error),
+        })
+    }
+
+    /// Whether its monitor lives.
+    pub fn has_monitor(&self) -> bool {
+        let file = File::open(self.directory.join("monitor.lock"));
+        file.is_ok_and(|file| matches!(file.try_lock_shared(), Err(TryLockError::WouldBlock)))
+    }
+
+    /// Its status, as it is.
+    ///
+    /// # Errors
+    /// When a file cannot be read.
+    pub fn status(&self) -> Result<Status, OciError> {
+        let Some(phase) = self.phase()? else {
+            // Created by a verb that holds the lock, or by one that was killed.
+            let file = self.open_lock("lock")?;
+            return Ok(match file.try_lock() {
+                Err(TryLockError::WouldBlock) => Status::Creating,
+                _ if self.has_monitor() => Status::Creating,
+                _ => Status::Stopped,
+            });
+        };
+        if self.ended()?.is_some() || !self.has_monitor() {
+            return Ok(Status::Stopped);
+        }
+        Ok(Status::Live(phase.status))
+    }
+
+    /// What is known of its life.
+    ///
+    /// # Errors
+    /// When the file cannot be read.
+    pub fn phase(&self) -> Result<Option<Phase>, OciError> {
+        read(&self.directory.join("phase.json"))
+    }
+
+    /// Writes that down.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub fn write_phase(&self, _: &Lock, phase: &Phase) -> Result<(), OciError> {
+        self.write("phase.json", phase)
+    }
+
+    /// How its process ended, if it did.
+    ///
+    /// # Errors
+    /// When the file cannot be read.
+    pub fn ended(&self) -> Result<Option<Ended>, OciError> {
+        read(&self.directory.join("exit.json"))
+    }
+
+    /// Writes that down.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub fn write_end(&self, _: &MonitorLock, ended: &Ended) -> Result<(), OciError> {
+        self.write("exit.json", ended)
+    }
+
+    /// Removes its files. The id is free from then on.
+    ///
+    /// # Errors
+    /// When one cannot be removed.
+    pub fn erase(self, _: Lock) -> Result<(), OciError> {
+        // Under a name that is no id first: one who is killed here leaves no half.
+        let gone = self.directory.with_file_name(format!("~{}-{}", self.id(), std::process::id()));
+        std::fs::rename(&self.directory, &gone).map_err(OciError::io(&self.directory))?;
+        dirs::remove_tree(&gone).map_err(OciError::io(gone))
+    }
+
+    fn write<T: Serialize>(&self, name: &str, value: &T) -> Result<(), OciError> {
+        let path = self.directory.join(name);
+        let bytes = serde_json::to_vec(value)
+            .map_err(|source| OciError::Damaged { path: path.clone(), source })?;
+        dirs::write_atomic(&path, &bytes).map_err(OciError::io(path))
+    }
+}
+
+fn read<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, OciError> {
+    let bytes = match std::fs::read(path) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        other => other.map_err(OciError::io(path))?,
+    };
+    let value = serde_json::from_slice(&bytes);
+    value.map(Some).map_err(|source| OciError::Damaged { path: path.into(), source })
+}

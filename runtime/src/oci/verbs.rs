@@ -1,0 +1,268 @@
+//! The verbs that change or ask a container that is there.
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use protocol::agent::{Call, Process, Return};
+use serde_json::Value;
+
+use super::create::{start_of, state_json};
+use super::monitor::process;
+use super::store::{Container, Live, Phase, Root, Status};
+use super::{OciError, hooks};
+use crate::agent::{Agent, AgentError};
+use crate::dirs;
+use crate::sandbox::{cgroup, uids};
+use crate::sys::pidfd::PidFd;
+
+/// How long a killed monitor may take to end: the kernel frees a guest's memory.
+const DEATH: Duration = Duration::from_secs(20);
+/// How long a monitor may take to end by itself after its container's process.
+const SHUTDOWN: Duration = Duration::from_secs(30);
+
+/// A refusal of `verb`.
+pub(super) fn refuse(container: &Container, verb: &'static str, status: Status) -> OciError {
+    OciError::State { verb, id: container.id().into(), status: status.name() }
+}
+
+/// The phase of a container that is in one of these.
+fn require(container: &Container, verb: &'static str, wanted: &[Live]) -> Result<Phase, OciError> {
+    match (container.status()?, container.phase()?) {
+        (Status::Live(live), Some(phase)) if wanted.contains(&live) => Ok(phase),
+        (status, _) => Err(refuse(container, verb, status)),
+    }
+}
+
+/// `start`.
+///
+/// # Errors
+/// When it is not created, or its process cannot be executed.
+pub fn start(container: &Container) -> Result<(), OciError> {
+    let lock = container.lock()?;
+    let phase = require(container, "start", &[Live::Created])?;
+    let id = container.id().to_owned();
+    let started = super::event_loop()?.block_on(async {
+        let agent = Agent::connect(&container.machine_dir()).await?;
+        agent.order(Call::Start { container: id }).await
+    });
+    started?;
+    let pid = phase.pid;
+    container.write_phase(&lock, &Phase { status: Live::Running, ..phase })?;
+    drop(lock);
+    let of = container.record.hooks.as_ref();
+    let state = state_json(container, "running", pid);
+    hooks::run_all("poststart", of.and_then(|hooks| hooks.poststart().as_ref()), &state);
+    Ok(())
+}
+
+/// `state`: status and pid (0 when there is none).
+///
+/// # Errors
+/// When a file cannot be read.
+pub fn state(container: &Container) -> Result<(Status, i32), OciError> {
+    let status = container.status()?;
+    let phase = container.phase()?;
+    let pid = match status {
+        Status::Live(_) => phase.map_or(0, |phase| phase.pid),
+        Status::Creating | Status::Stopped => 0,
+    };
+    Ok((status, pid))
+}
+
+/// `kill`.
+///
+/// # Errors
+/// When it does not live, or the signal cannot be sent.
+pub fn kill(container: &Container, signal: i32, all: bool) -> Result<(), OciError> {
+    let status = container.status()?;
+    let Status::Live(live) = status else {
+        return Err(refuse(container, "kill", status));
+    };
+    let sent = super::event_loop()?.block_on(async {
+        let agent = Agent::connect(&container.machine_dir()).await?;
+        if live == Live::Paused && signal == libc::SIGKILL {
+            // Frozen, it would die when it is thawed.
+            let call = Call::Freeze { container: container.id().to_owned(), frozen: false };
+            agent.order(call).await?;
+        }
+        agent.order(Call::Signal { process: process(container), signal, all }).await
+    });
+    match sent {
+        Ok(()) => Ok(()),
+        // It ended meanwhile, and its monitor is about to write that down.
+        Err(_) if container.status()? == Status::Stopped => {
+            Err(refuse(container, "kill", Status::Stopped))
+        }
+        // Whatever the guest is up to, this one is always obeyed.
+        Err(_) if signal == libc::SIGKILL => kill_monitor(container),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// `pause` and `resume`.
+///
+/// # Errors
+/// When it is not in the right status.
+pub fn freeze(container: &Container, frozen: bool) -> Result<(), OciError> {
+    let lock = container.lock()?;
+    let phase = match frozen {
+        true => require(container, "pause", &[Live::Created, Live::Running])?,
+        false => require(container, "resume", &[Live::Paused])?,
+    };
+    call(container, Call::Freeze { container: container.id().to_owned(), frozen })?;
+    let status = if frozen { Live::Paused } else { Live::Running };
+    container.write_phase(&lock, &Phase { status, ..phase })
+}
+
+/// `update`: changes limits in the guest, and of the cgroup on the host.
+///
+/// # Errors
+/// When it does not live, or a limit is refused.
+pub fn update(container: &Container, resources: &Value) -> Result<(), OciError> {
+    let _lock = container.lock()?;
+    require(container, "update", &[Live::Created, Live::Running, Live::Paused])?;
+    let settings = super::plan::updated(&container.record.plan, resources)?;
+    let id = container.id().to_owned();
+    call(container, Call::Update { container: id, resources: resources.clone() })?;
+    for (file, value) in settings {
+        let path = container.record.plan.cgroup.join(file);
+        std::fs::write(&path, value).map_err(OciError::io(path))?;
+    }
+    Ok(())
+}
+
+/// `ps`: processes of the guest.
+///
+/// # Errors
+/// When it does not live.
+pub fn processes(container: &Container) -> Result<Vec<Process>, OciError> {
+    require(container, "list the processes of", &[Live::Created, Live::Running, Live::Paused])?;
+    match call(container, Call::Processes { container: container.id().to_owned() })? {
+        Return::Processes(list) => Ok(list),
+        _ => Err(AgentError::Nonsense("processes").into()),
+    }
+}
+
+/// Files of its cgroup in the guest: name -> contents.
+///
+/// # Errors
+/// When it does not live.
+pub fn stats(
+    container: &Container,
+) -> Result<std::collections::BTreeMap<String, String>, OciError> {
+    require(container, "measure", &[Live::Created, Live::Running, Live::Paused])?;
+    match call(container, Call::Stats { container: container.id().to_owned() })? {
+        Return::Stats(files) => Ok(files),
+        _ => Err(AgentError::Nonsense("stats").into()),
+    }
+}
+
+fn call(container: &Container, call: Call) -> Result<Return, OciError> {
+    let answer = super::event_loop()?
+        .block_on(async { Agent::connect(&container.machine_dir()).await?.call(call).await });
+    Ok(answer?)
+}
+
+/// `delete`.
+///
+/// # Errors
+/// When it lives and `force` is not set.
+pub fn delete(root: &Root, id: &str, force: bool) -> Result<(), OciError> {
+    let container = match root.find(id) {
+        Ok(container) => container,
+        Err(OciError::Halfway(_) | OciError::Damaged { .. }) if force => return root.forget(id),
+        Err(OciError::NotFound(_)) if force => return Ok(()),
+        Err(error) => return Err(error),
+    };
+    let lock = container.lock()?;
+    match container.status()? {
+        Status::Stopped => {}
+        // As runc: nothing of the user's runs yet.
+        Status::Live(Live::Created) => kill_monitor(&container)?,
+        _ if force => kill_monitor(&container)?,
+        status => return Err(refuse(&container, "delete", status)),
+    }
+    wait_for_monitor(&container, SHUTDOWN)?;
+    remove_rest(&container);
+    let of = container.record.hooks.clone();
+    let state = state_json(&container, "stopped", 0);
+    container.erase(lock)?;
+    let poststop = of.as_ref().and_then(|hooks| hooks.poststop().as_ref());
+    hooks::run_all("poststop", poststop, &state);
+    Ok(())
+}
+
+/// Kills the monitor, and with it the machine.
+fn kill_monitor(container: &Container) -> Result<(), OciError> {
+    let Some(phase) = container.phase()? else { return Ok(()) };
+    let Ok(pidfd) = PidFd::open(phase.pid) else { return Ok(()) };
+    // Opened first, then compared: the number cannot change hands any more.
+    if start_of(phase.pid) != phase.pid_start {
+        return Ok(());
+    }
+    match pidfd.signal(nix::sys::signal::Signal::SIGKILL) {
+        Ok(()) | Err(Errno::ESRCH) => {}
+        Err(errno) => return Err(OciError::io("the monitor")(errno.into())),
+    }
+    let begin = Instant::now();
+    // A file system that hangs can keep a process for as long as it likes.
+    while container.has_monitor() {
+        if begin.elapsed() > DEATH {
+            return Err(immortal(container, DEATH));
+        }
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    Ok(())
+}
+
+/// Waits until the monitor has gone, and kills it when that takes too long.
+fn wait_for_monitor(container: &Container, limit: Duration) -> Result<(), OciError> {
+    let begin = Instant::now();
+    while container.has_monitor() {
+        if begin.elapsed() > limit {
+            return kill_monitor(container);
+        }
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    Ok(())
+}
+
+fn immortal(container: &Container, limit: Duration) -> OciError {
+    OciError::Immortal { id: container.id().into(), seconds: limit.as_secs() }
+}
+
+/// Removes everything on the host but the files of the container itself.
+pub(super) fn remove_rest(container: &Container) {
+    let machine = container.machine_cgroup();
+    cgroup::purge(&machine);
+    uids::purge(&uids_dir(), &machine.to_string_lossy());
+    if container.record.plan.cgroup.starts_with(cgroup::ROOT) {
+        cgroup::purge(&container.record.plan.cgroup);
+    }
+    if let Err(error) = dirs::remove_tree(&container.machine_dir()) {
+        tracing::warn!("cannot remove a sandbox's directory: {error}");
+    }
+    crate::sandbox::clean_overlay(&container.record.plan.rootfs);
+}
+
+/// Where uid ranges of this host are locked.
+pub fn uids_dir() -> std::path::PathBuf {
+    crate::dirs::Dirs::from_env().uids()
+}
+
+/// Writes `pid` to a pid file, whole or not at all.
+///
+/// # Errors
+/// Names the file.
+pub fn write_pid_file(path: &Path, pid: i32) -> Result<(), OciError> {
+    let temporary = path.with_extension(format!("tmp{}", std::process::id()));
+    let write = || {
+        std::fs::write(&temporary, pid.to_string())?;
+        std::fs::rename(&temporary, path)
+    };
+    write().map_err(|error| {
+        let _ = std::fs::remove_file(&temporary);
+        OciError::io(path)(error)
+    })
+}
