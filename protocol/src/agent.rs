@@ -160,6 +160,10 @@ pub struct Create {
     pub spec: serde_json::Value,
     /// Which streams will be attached before Start.
     pub stdio: Stdio,
+    /// `state` of the runtime specification, without `pid`, for hooks that run in the
+    /// guest.
+    #[serde(default)]
+    pub state: serde_json::Value,
     /// Files to write into the root file system before the process starts
     /// (resolv.conf, hosts, hostname), when nothing is mounted there.
     #[serde(default)]

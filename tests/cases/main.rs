@@ -9,6 +9,7 @@ mod jail;
 mod layers;
 mod leaks;
 mod lifecycle;
+mod oci;
 mod registry;
 mod run;
 mod stdio;

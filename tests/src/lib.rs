@@ -5,6 +5,7 @@
 //! KVM is real: directly, or in the throw-away host (`cargo xtask test` decides).
 
 pub mod background;
+pub mod bundle;
 pub mod image;
 pub mod leaks;
 pub mod oci;

@@ -4,6 +4,7 @@
 //! is not honoured is an error which names it ([`PlanError`]).
 
 pub mod devices;
+pub mod hooks;
 pub mod mounts;
 pub mod namespaces;
 pub mod process;
@@ -17,6 +18,7 @@ use protocol::agent::{Create, Rootfs, SeedFile, Upper};
 use serde::{Deserialize, Serialize};
 
 pub use devices::DeviceNode;
+pub use hooks::HookPlan;
 pub use mounts::{MountPlan, Source};
 pub use namespaces::Namespaces;
 pub use process::ProcessPlan;
@@ -99,6 +101,10 @@ pub struct Plan {
     pub masked_paths: Vec<String>,
     /// Made read-only.
     pub readonly_paths: Vec<String>,
+    /// Run in the container before its process.
+    pub start_hooks: Vec<HookPlan>,
+    /// What they are told.
+    pub state: serde_json::Value,
     /// The container's process.
     pub process: ProcessPlan,
 }
@@ -123,6 +129,8 @@ impl Plan {
         let mounted =
             |path: &str| mounts.iter().any(|m| m.destination == std::path::Path::new(path));
         let files = create.files.iter().filter(|file| !mounted(&file.path)).cloned().collect();
+        let of = spec.hooks().as_ref();
+        let start_hooks = of.and_then(|hooks| hooks.start_container().as_deref());
         let plan = Plan {
             container: create.container.clone(),
             root: root(&create.rootfs)?,
@@ -134,6 +142,8 @@ impl Plan {
             devices: devices::nodes(linux.devices().as_deref().unwrap_or_default())?,
             masked_paths: absolute(linux.masked_paths().as_deref(), "linux.maskedPaths")?,
             readonly_paths: absolute(linux.readonly_paths().as_deref(), "linux.readonlyPaths")?,
+            start_hooks: hooks::plan(start_hooks.unwrap_or_default())?,
+            state: create.state.clone(),
             namespaces,
             mounts,
             files,

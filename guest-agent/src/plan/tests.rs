@@ -30,6 +30,7 @@ fn create(change: impl FnOnce(&mut Value)) -> Create {
         sources: BTreeMap::new(),
         spec,
         stdio: Stdio::default(),
+        state: serde_json::Value::Null,
         files: vec![SeedFile { path: "/etc/hosts".into(), contents: String::new() }],
     }
 }
@@ -60,7 +61,7 @@ type Change = fn(&mut Value);
 
 #[test]
 fn a_field_that_is_not_honoured_is_named() {
-    let cases: [(&str, Change); 15] = [
+    let cases: [(&str, Change); 16] = [
         ("process.apparmorProfile", |s| s["process"]["apparmorProfile"] = json!("docker-default")),
         ("process.selinuxLabel", |s| s["process"]["selinuxLabel"] = json!("x")),
         ("process.args", |s| s["process"]["args"] = json!([])),
@@ -78,7 +79,8 @@ fn a_field_that_is_not_honoured_is_named() {
             s["linux"]["uidMappings"] = json!([{"containerID": 0, "hostID": 0, "size": 1}])
         }),
         ("linux.namespaces", |s| s["linux"]["namespaces"] = json!([{"type": "pid"}])),
-        ("hooks.startContainer", |s| s["hooks"] = json!({"startContainer": [{"path": "/x"}]})),
+        ("hooks.startContainer", |s| s["hooks"] = json!({"startContainer": [{"path": "x"}]})),
+        ("hooks.createContainer", |s| s["hooks"] = json!({"createContainer": [{"path": "/x"}]})),
         ("hostname", |s| s["linux"]["namespaces"] = json!([{"type": "mount"}])),
     ];
     for (name, change) in cases {

@@ -12,7 +12,7 @@ use nix::unistd::{Gid, Uid, setgroups, setresgid, setresuid, setsid};
 
 use super::channel::{Channel, FromRole};
 use super::inside::Inside;
-use super::{Context, RoleError, devices, identity, mounts, program, rootfs, terminal};
+use super::{Context, RoleError, devices, hooks, identity, mounts, program, rootfs, terminal};
 use crate::plan::{Namespaces, Plan, ProcessPlan};
 use crate::sys::mount::{Detached, open_path};
 
@@ -48,6 +48,7 @@ pub fn run(plan: Plan, channel: &Channel) -> Result<(), RoleError> {
     let path = prepare(&plan.process)?;
     channel.send(&FromRole::Ready, None)?;
     channel.wait_for_go()?;
+    hooks::run(&plan.start_hooks, &plan.state)?;
     execute(&plan.process, &path).map(|never| match never {})
 }
 

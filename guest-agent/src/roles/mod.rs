@@ -6,6 +6,7 @@
 pub mod channel;
 mod devices;
 pub mod exec;
+mod hooks;
 pub mod identity;
 mod init;
 mod inside;

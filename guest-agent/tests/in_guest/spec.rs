@@ -89,6 +89,7 @@ pub fn create(id: &str, spec: Value, stdio: Stdio) -> Create {
         .into(),
         spec,
         stdio,
+        state: serde_json::Value::Null,
         files: vec![SeedFile { path: "/etc/hosts".into(), contents: "127.0.0.1 box\n".into() }],
     }
 }

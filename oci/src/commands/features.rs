@@ -66,7 +66,8 @@ pub fn run() -> anyhow::Result<u8> {
         "ociVersionMin": "1.0.0",
         "ociVersionMax": runtime::oci::SPEC_VERSION,
         "hooks": [
-            "prestart", "createRuntime", "createContainer", "poststart", "poststop",
+            "prestart", "createRuntime", "createContainer",
+            "startContainer", "poststart", "poststop",
         ],
         "mountOptions": MOUNT_OPTIONS.iter().chain(&["tmpcopyup", "unbindable"]).collect::<Vec<_>>(),
         "linux": {

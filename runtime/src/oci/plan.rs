@@ -36,6 +36,8 @@ pub struct Plan {
     pub sources: BTreeMap<String, String>,
     /// The specification for the agent.
     pub spec: Value,
+    /// `state` of the specification, for the guest's own hooks.
+    pub state: Value,
     /// Size of the machine.
     pub shape: Shape,
     /// The container's cgroup on the host.
@@ -98,6 +100,13 @@ impl Plan {
             rootfs,
             shares,
             sources,
+            state: json!({
+                "ociVersion": spec.version(),
+                "id": id,
+                "status": "created",
+                "bundle": bundle.path,
+                "annotations": spec.annotations().clone().unwrap_or_default(),
+            }),
             spec: raw,
             shape,
             cgroup: cgroup_path(id, cgroups_path.as_deref())?,
@@ -116,6 +125,7 @@ impl Plan {
             sources: self.sources.clone(),
             spec: self.spec.clone(),
             stdio,
+            state: self.state.clone(),
             files: Vec::new(),
         }
     }

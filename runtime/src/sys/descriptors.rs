@@ -139,8 +139,9 @@ pub fn inherited(number: i32) -> nix::Result<OwnedFd> {
 pub struct Inherit<const N: usize>([(i32, i32); N]);
 
 impl<const N: usize> Inherit<N> {
-    /// Pairs of a descriptor of ours and its number there. A negative one is left
-    /// out. The numbers must be small: 16 and up are used on the way.
+    /// Pairs of a descriptor of ours and its number there. For a negative one, that
+    /// number is closed there, whatever this process has open by it. The numbers
+    /// must be small: 16 and up are used on the way.
     pub fn new(places: [(i32, i32); N]) -> Inherit<N> {
         Inherit(places)
     }
@@ -159,16 +160,20 @@ impl<const N: usize> Inherit<N> {
                 }
             }
             for (copy, (_, to)) in high.iter().zip(self.0) {
-                if *copy >= 0 {
+                let result = if *copy < 0 {
+                    // SAFETY: as below. That it is not open is no error.
+                    unsafe { libc::close(to) }.max(0)
+                } else {
                     // SAFETY: takes numbers; nothing in this child owns `to`, since
                     // it executes another program next.
-                    nix::errno::Errno::result(unsafe { libc::dup2(*copy, to) })?;
-                }
+                    unsafe { libc::dup2(*copy, to) }
+                };
+                nix::errno::Errno::result(result)?;
             }
             Ok(())
         };
-        // SAFETY: the closure runs between fork and exec. It calls fcntl and dup2
-        // alone, which are async-signal-safe, and allocates nothing.
+        // SAFETY: the closure runs between fork and exec. It calls fcntl, dup2 and
+        // close alone, which are async-signal-safe, and allocates nothing.
         unsafe { command.pre_exec(place) };
     }
 }

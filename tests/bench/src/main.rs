@@ -8,6 +8,7 @@ mod bare;
 mod memory;
 mod picture;
 mod start;
+mod verbs;
 
 use std::path::PathBuf;
 

@@ -21,6 +21,8 @@ pub fn draw(report: &Report) -> String {
     let mut top = 30.0;
     title(&mut body, &mut top, "Whole command, median (bar) and all samples (dots), ms");
     bars(&mut body, &mut top, report.commands.iter());
+    title(&mut body, &mut top, "Verbs of the OCI runtimes, ms");
+    bars(&mut body, &mut top, report.verbs.iter());
     let ratio = report.first_line_ratio;
     let heading = format!(
         "VMM start to the first user-space line, same kernel, {} MiB; ratio to qemu -M microvm: {ratio:.2}",

@@ -14,6 +14,7 @@ use serde_json::{Value, json};
 
 use crate::bare;
 use crate::memory::{self, Memory};
+use crate::verbs;
 
 /// Options of `start`.
 #[derive(Debug, clap::Args)]
@@ -42,7 +43,8 @@ pub struct Samples {
 }
 
 impl Samples {
-    fn push(&mut self, taken: f64) {
+    /// Adds one.
+    pub fn push(&mut self, taken: f64) {
         self.all.push(taken);
         let mut sorted = self.all.clone();
         sorted.sort_by(f64::total_cmp);
@@ -55,6 +57,9 @@ impl Samples {
 pub struct Report {
     /// Whole commands: `bulkhead run IMAGE true`, `runc run`, ...
     pub commands: BTreeMap<String, Samples>,
+    /// Each verb of the OCI runtimes.
+    #[serde(default)]
+    pub verbs: verbs::Verbs,
     /// From the start of a VMM to the first user-space line of the same kernel.
     pub first_line: BTreeMap<String, Samples>,
     /// Stages of bulkhead's start, in order, milliseconds each.
@@ -99,11 +104,15 @@ pub fn run(options: &Options) -> Result<Report> {
 }
 
 fn once(report: &mut Report, options: &Options, bundle: &Bundle) -> Result<()> {
+    bundle.configure(&["true"])?;
     let mut command =
         |name: &str, taken| report.commands.entry(name.into()).or_default().push(taken);
     command(RUN, time(|| bulkhead(&["run", "--rm", NAME, "true"]).map(drop))?);
+    command("bulkhead-runtime run", time(|| bundle.run("bulkhead-runtime"))?);
     command("runc run", time(|| bundle.run("runc"))?);
     command("crun run", time(|| bundle.run("crun"))?);
+    bundle.configure(&["sleep", "600"])?;
+    verbs::once(&mut report.verbs, bundle.0.path())?;
     let mut line =
         |name: &str, taken| report.first_line.entry(name.into()).or_default().push(taken);
     line(QEMU, qemu(options, &[])?);
@@ -268,12 +277,16 @@ impl Bundle {
             &at("rootfs"),
         ]))?;
         output(Command::new("runc").arg("spec").current_dir(bundle.0.path()))?;
-        let config = bundle.0.path().join("config.json");
+        Ok(bundle)
+    }
+
+    /// Sets the command of its process.
+    fn configure(&self, words: &[&str]) -> Result<()> {
+        let config = self.0.path().join("config.json");
         let mut spec: Value = serde_json::from_slice(&fs::read(&config)?)?;
         spec["process"]["terminal"] = json!(false);
-        spec["process"]["args"] = json!(["true"]);
-        fs::write(config, serde_json::to_vec(&spec)?)?;
-        Ok(bundle)
+        spec["process"]["args"] = json!(words);
+        Ok(fs::write(config, serde_json::to_vec(&spec)?)?)
     }
 
     fn run(&self, runtime: &str) -> Result<()> {

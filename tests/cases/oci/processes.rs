@@ -1,0 +1,167 @@
+//! stdio, terminals and `exec`.
+
+use std::io::Read;
+use std::os::fd::{FromRawFd, OwnedFd};
+use std::os::unix::net::UnixListener;
+
+use bulkhead_tests::bundle::Bundle;
+use bulkhead_tests::program::{eventually, feed};
+use bulkhead_tests::script;
+use serde_json::json;
+
+use super::both;
+
+both!(streams_stay_apart_and_end, |runtime| {
+    let bundle = Bundle::new(runtime, "cat; echo to stderr >&2; exit 5");
+    let input = Box::new(std::io::Cursor::new(b"from stdin\n".to_vec()));
+    let finished = feed(bundle.command(&["run", &bundle.id]), input).expect(5);
+    assert_eq!(
+        (finished.text().as_str(), finished.stderr.as_str()),
+        ("from stdin\n", "to stderr\n")
+    );
+});
+
+both!(no_byte_is_lost_to_a_slow_reader, |runtime| {
+    let bundle = Bundle::new(runtime, "yes 0123456789abcde | head -c 67108864");
+    let command = bundle.command(&["run", &bundle.id]);
+    let words: Vec<_> = command.get_args().map(|word| word.to_string_lossy()).collect();
+    // Reads nothing for a while, then all of it.
+    let pipe = format!(
+        "cd {}; {runtime} {} | (sleep 3; sha256sum); \
+         yes 0123456789abcde | head -c 67108864 | sha256sum",
+        bundle.path().display(),
+        words.join(" ")
+    );
+    let sums = script(&pipe).ok();
+    let sums: Vec<&str> = sums.lines().collect();
+    assert_eq!(sums.len(), 2);
+    assert_eq!(sums[0], sums[1]);
+});
+
+both!(a_reader_that_closes_is_noticed, |runtime| {
+    let bundle = Bundle::new(runtime, "yes; echo status $? >&2");
+    let command = bundle.command(&["run", &bundle.id]);
+    let words: Vec<_> = command.get_args().map(|word| word.to_string_lossy()).collect();
+    let pipe = format!(
+        "cd {}; {runtime} {} 2>&3 | head -c 10 >/dev/null",
+        bundle.path().display(),
+        words.join(" ")
+    );
+    let seen = script(&format!("exec 3>&1; {pipe}")).text();
+    // 141 is SIGPIPE; busybox's own word for EPIPE is 1.
+    assert!(seen.contains("status 141") || seen.contains("status 1\n"), "{seen}");
+});
+
+both!(exec_runs_a_further_process, |runtime| {
+    let bundle = Bundle::new(runtime, "sleep 100");
+    bundle.create();
+    let exec = |words: &[&str]| bundle.verb(&[&["exec"], words].concat());
+    assert_ne!(exec(&[&bundle.id, "true"]).status, 0, "it was not started");
+    bundle.verb(&["start", &bundle.id]).ok();
+    exec(&[&bundle.id, "sh", "-c", "exit 9"]).expect(9);
+    let told = exec(&[
+        "--user",
+        "1000:1001",
+        "--cwd",
+        "/etc",
+        "--env",
+        "A=b c",
+        "-g",
+        "29",
+        &bundle.id,
+        "sh",
+        "-c",
+        "id; pwd; echo $A; grep Groups /proc/self/status",
+    ])
+    .ok();
+    assert!(told.contains("uid=1000(app) gid=1001(app)"), "{told}");
+    assert!(told.contains("/etc\nb c\n") && told.contains("Groups:\t29"), "{told}");
+    let missing = exec(&[&bundle.id, "nosuch"]);
+    assert_eq!(missing.status, 255);
+    assert!(missing.stderr.contains("executable file not found in $PATH"), "{}", missing.stderr);
+    let process = json!({
+        "cwd": "/tmp", "args": ["sh", "-c", "pwd; echo $B"], "env": ["PATH=/bin", "B=file"],
+        "user": {"uid": 0, "gid": 0},
+    });
+    std::fs::write(bundle.file("process.json"), process.to_string()).unwrap();
+    assert_eq!(exec(&["--process", &bundle.file("process.json"), &bundle.id]).ok(), "/tmp\nfile");
+    let echo = bundle.command(&["exec", &bundle.id, "cat"]);
+    let input = Box::new(std::io::Cursor::new(b"to exec\n".to_vec()));
+    assert_eq!(feed(echo, input).ok(), "to exec");
+});
+
+both!(a_detached_exec_has_a_pid_of_its_own, |runtime| {
+    nix::sys::prctl::set_child_subreaper(true).unwrap();
+    let bundle = Bundle::new(runtime, "sleep 100");
+    let first = bundle.create();
+    bundle.verb(&["start", &bundle.id]).ok();
+    let pid_file = bundle.file("exec.pid");
+    let words = ["exec", "--detach", "--pid-file", &pid_file, &bundle.id, "sh", "-c", "exit 6"];
+    let mut command = bundle.command(&words);
+    let null = || std::process::Stdio::null();
+    assert!(command.stdin(null()).stdout(null()).stderr(null()).status().unwrap().success());
+    let pid: i32 = std::fs::read_to_string(pid_file).unwrap().parse().unwrap();
+    assert_ne!(pid, first);
+    let status = nix::sys::wait::waitpid(nix::unistd::Pid::from_raw(pid), None).unwrap();
+    assert_eq!(status, nix::sys::wait::WaitStatus::Exited(nix::unistd::Pid::from_raw(pid), 6));
+});
+
+/// The descriptor that comes over a console socket.
+#[allow(unsafe_code)]
+fn receive(listener: &UnixListener) -> OwnedFd {
+    use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
+    use std::os::fd::AsRawFd;
+    let (stream, _) = listener.accept().expect("the runtime connects");
+    let mut name = [0; 256];
+    let mut space = nix::cmsg_space!(i32);
+    let mut iov = [std::io::IoSliceMut::new(&mut name)];
+    let flags = MsgFlags::MSG_CMSG_CLOEXEC;
+    let message =
+        recvmsg::<()>(stream.as_raw_fd(), &mut iov, Some(&mut space), flags).expect("a message");
+    let fds = message.cmsgs().expect("whole").find_map(|part| match part {
+        ControlMessageOwned::ScmRights(fds) => fds.first().copied(),
+        _ => None,
+    });
+    // SAFETY: the kernel has just made this descriptor for us.
+    unsafe { OwnedFd::from_raw_fd(fds.expect("a descriptor")) }
+}
+
+both!(a_terminal_comes_over_the_console_socket, |runtime| {
+    let script = "tty; trap 'stty size' WINCH; echo ready; read line; echo \"read $line\"; \
+                  while :; do sleep 0.1; done";
+    let mut bundle = Bundle::new(runtime, script);
+    bundle.config["process"]["terminal"] = json!(true);
+    let socket = bundle.file("console");
+    let listener = UnixListener::bind(&socket).unwrap();
+    let words = ["create", "--console-socket", &socket, &bundle.id];
+    let mut create = bundle.command(&words);
+    assert!(create.stdin(std::process::Stdio::null()).status().unwrap().success());
+    let master = std::fs::File::from(receive(&listener));
+    let text = std::sync::Arc::new(std::sync::Mutex::new(String::new()));
+    let (sink, mut reader) = (text.clone(), master.try_clone().unwrap());
+    std::thread::spawn(move || {
+        let mut buffer = [0; 1024];
+        while let Ok(count @ 1..) = reader.read(&mut buffer) {
+            sink.lock().unwrap().push_str(&String::from_utf8_lossy(&buffer[..count]));
+        }
+    });
+    let seen = |words: &str| eventually(words, || text.lock().unwrap().contains(words));
+    bundle.verb(&["start", &bundle.id]).ok();
+    seen("/dev/pts/0\r\nready\r\n");
+    use std::io::Write;
+    (&master).write_all(b"typed\n").unwrap();
+    seen("typed\r\nread typed\r\n");
+    resize(&master, 33, 101);
+    seen("33 101");
+    bundle.verb(&["kill", &bundle.id, "KILL"]).ok();
+});
+
+/// TIOCSWINSZ.
+#[allow(unsafe_code)]
+fn resize(terminal: &std::fs::File, rows: u16, columns: u16) {
+    use std::os::fd::AsRawFd;
+    let size = libc::winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
+    // SAFETY: the structure lives over the call.
+    let result = unsafe { libc::ioctl(terminal.as_raw_fd(), libc::TIOCSWINSZ, &size) };
+    assert_eq!(result, 0);
+}
