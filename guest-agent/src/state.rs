@@ -161,11 +161,6 @@ impl Container {
         }
     }
 
-    /// Whether its process runs.
-    pub fn is_running(&self) -> bool {
-        matches!(*self.phase.borrow(), Phase::Started) && !self.init.has_ended()
-    }
-
     /// Reserves an exec id.
     ///
     /// # Errors

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use serde_json::{Value, json};
@@ -40,11 +41,7 @@ impl Bundle {
         let mut tar = Command::new("tar");
         tar.args(["-x", "-C"]).arg(&rootfs);
         feed(tar, Box::new(std::io::Cursor::new(busybox()))).ok();
-        let mut spec = Command::new("runc");
-        spec.arg("spec").current_dir(directory.path());
-        run(spec).ok();
-        let text = std::fs::read(directory.path().join("config.json")).expect("runc wrote it");
-        let mut config: Value = serde_json::from_slice(&text).expect("JSON");
+        let mut config = runcs_own();
         config["process"]["terminal"] = json!(false);
         config["process"]["env"] = json!(["PATH=/bin"]);
         config["process"]["args"] = json!(["sh", "-c", script]);
@@ -129,6 +126,20 @@ impl Bundle {
     pub fn status(&self) -> String {
         self.state()["status"].as_str().unwrap_or_default().to_owned()
     }
+}
+
+/// What `runc spec` writes.
+fn runcs_own() -> Value {
+    static SPEC: OnceLock<Value> = OnceLock::new();
+    let write = || {
+        let directory = tempfile::tempdir().expect("a directory");
+        let mut spec = Command::new("runc");
+        spec.arg("spec").current_dir(directory.path());
+        run(spec).ok();
+        let text = std::fs::read(directory.path().join("config.json")).expect("runc wrote it");
+        serde_json::from_slice(&text).expect("JSON")
+    };
+    SPEC.get_or_init(write).clone()
 }
 
 impl Drop for Bundle {

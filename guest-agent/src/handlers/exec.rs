@@ -1,4 +1,4 @@
-//! Exec: runs a further process in a started container.
+//! Exec: runs a further process in a container.
 
 use std::os::fd::AsFd;
 use std::rc::Rc;
@@ -22,7 +22,8 @@ pub async fn handle(agent: &Rc<Agent>, exec: Exec) -> Result<Return, AgentError>
     let Some(id) = &exec.process.exec else {
         return Err(error(ErrorKind::Invalid, "the exec has no id"));
     };
-    if !container.is_running() {
+    // One that waits for its start has all its namespaces, which is enough.
+    if container.init.has_ended() {
         let message = format!("container {} is not running", container.id);
         return Err(error(ErrorKind::State, message));
     }

@@ -136,10 +136,8 @@ pub fn monitor(root: &Root, id: &str) -> Result<Fate, OciError> {
 
 fn running(container: &Container) -> Result<(), OciError> {
     match container.status()? {
-        Status::Live(Live::Running) => Ok(()),
-        Status::Live(Live::Created) => {
-            Err(super::verbs::refuse(container, "exec in", Status::Live(Live::Created)))
-        }
+        // As runc: the namespaces are there before the process is.
+        Status::Live(Live::Running | Live::Created) => Ok(()),
         status => Err(super::verbs::refuse(container, "exec in", status)),
     }
 }

@@ -22,6 +22,11 @@ fn reap(pid: i32) -> WaitStatus {
     waitpid(Pid::from_raw(pid), None).expect("the container's process is our child")
 }
 
+/// All of them: only for cases that run alone.
+fn reap_orphans() {
+    while waitpid(None, None).is_ok() {}
+}
+
 both!(from_creation_to_deletion, |runtime| {
     adopt();
     let bundle = Bundle::new(runtime, "echo begun; exit 7");
@@ -164,7 +169,7 @@ both!(a_hook_that_fails_stops_the_creation, |runtime| {
     bundle.config["hooks"]["createRuntime"] =
         json!([{"path": "/bin/sh", "args": ["sh", "-c", "echo refused >&2; exit 3"]}]);
     let failed = bundle.verb(&["create", &bundle.id]);
-    assert!(failed.status != 0 && failed.stderr.contains("createRuntime"), "{}", failed.stderr);
+    assert!(failed.status != 0 && failed.stderr.contains("refused"), "{}", failed.stderr);
     assert!(bundle.verb(&["state", &bundle.id]).stderr.contains("does not exist"));
 });
 
@@ -208,11 +213,12 @@ both!(lists_tell_what_there_is, |runtime| {
 #[test]
 fn a_killed_monitor_leaves_the_truth_and_delete_cleans_up() {
     let _turn = turn::alone();
+    adopt();
     let warm = Bundle::new(OURS, "true");
     warm.run().ok();
     drop(warm);
+    reap_orphans();
     leaks::none(|| {
-        adopt();
         for started in [false, true] {
             let bundle = Bundle::new(OURS, "sleep 100");
             let pid = bundle.create();
@@ -222,6 +228,8 @@ fn a_killed_monitor_leaves_the_truth_and_delete_cleans_up() {
             kill(Pid::from_raw(pid), Signal::SIGKILL).expect("it lives");
             reap(pid);
             assert_eq!(bundle.status(), "stopped");
+            // Its VMM, which ends with it, is ours as well now.
+            reap_orphans();
             let begin = Instant::now();
             bundle.verb(&["delete", "--force", &bundle.id]).ok();
             assert!(begin.elapsed() < Duration::from_secs(20));
@@ -244,6 +252,7 @@ fn cycles_leave_nothing() {
         bundle.verb(&["delete", &bundle.id]).ok();
     };
     cycle();
+    reap_orphans();
     let files = leaks::open_files();
     leaks::none(|| (0..count.unwrap_or(5)).for_each(|_| cycle()));
     assert!(leaks::open_files() < files + 10, "descriptors: {files} before");
