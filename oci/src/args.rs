@@ -97,10 +97,21 @@ pub enum Command {
     Restore(Anything),
     /// The process that stands for a container
     #[command(hide = true)]
-    Monitor(commands_id::Arguments),
+    Monitor(Monitor),
     /// The process that stands for a detached exec
     #[command(hide = true)]
-    ExecMonitor(commands_id::Arguments),
+    ExecMonitor(Monitor),
+}
+
+/// Options of a monitor.
+#[derive(Debug, Args)]
+#[group(id = "monitor-arguments")]
+pub struct Monitor {
+    /// It has a console socket
+    #[arg(long)]
+    pub console: bool,
+    /// Id of the container
+    pub id: String,
 }
 
 /// Whatever somebody writes.

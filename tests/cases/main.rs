@@ -2,6 +2,7 @@
 //! and what is expected, stand together.
 
 mod endings;
+mod engines;
 mod failures;
 mod hostile;
 mod images;

@@ -25,7 +25,7 @@ struct Package(&'static str, &'static [Group], &'static str);
 use Group::{Build, Demo, Test};
 
 /// Everything that is installed, and nothing else.
-const PACKAGES: [Package; 27] = [
+const PACKAGES: [Package; 33] = [
     Package("gcc", &[Build], "compiles the guest kernel, links our binaries"),
     Package("make", &[Build], "builds the guest kernel"),
     Package("libc6-dev", &[Build], "static glibc for the agent"),
@@ -51,6 +51,12 @@ const PACKAGES: [Package; 27] = [
     Package("iproute2", &[Demo, Test], "network set-up"),
     Package("runc", &[Test], "the runtime that we are compared with"),
     Package("crun", &[Test], "the other one"),
+    Package("podman", &[Test], "an engine that runs our runtime"),
+    Package("conmon", &[Test], "podman's own monitor"),
+    Package("buildah", &[Test], "another"),
+    Package("docker.io", &[Test], "another"),
+    Package("containerd", &[Test], "another, and docker's"),
+    Package("golang-github-containers-common", &[Test], "podman's and buildah's configuration"),
     Package("skopeo", &[Test], "copies images to and from a registry"),
     Package("docker-registry", &[Test], "a registry on loopback"),
 ];

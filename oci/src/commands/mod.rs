@@ -17,14 +17,24 @@ pub mod update;
 use std::io::Write;
 
 use anyhow::{Context, bail};
+use runtime::oci::create::Inherited;
 use runtime::oci::monitor::{self, Fate};
 use runtime::oci::store::Container;
 use runtime::oci::{Root, exec as exec_lib, verbs};
 
 use crate::args::{Arguments, Command, Global};
 
+/// What a monitor was started with, taken before this process opens a file.
+pub fn inherited(command: &Command) -> Option<Inherited> {
+    match command {
+        Command::Monitor(options) => Some(Inherited::take(options.console, false)),
+        Command::ExecMonitor(options) => Some(Inherited::take(options.console, true)),
+        _ => None,
+    }
+}
+
 /// Carries out the verb; the exit code.
-pub fn dispatch(arguments: &Arguments) -> anyhow::Result<u8> {
+pub fn dispatch(arguments: &Arguments, inherited: Option<Inherited>) -> anyhow::Result<u8> {
     let global = &arguments.global;
     match &arguments.command {
         Command::Create(options) => create::run(global, options),
@@ -48,10 +58,14 @@ pub fn dispatch(arguments: &Arguments) -> anyhow::Result<u8> {
         Command::Checkpoint(_) => bail!("checkpoint is not supported yet"),
         Command::Restore(_) => bail!("restore is not supported yet"),
         Command::Monitor(options) => {
-            let fate = monitor::run(&root(global), &options.id, &verbs::uids_dir())?;
+            let inherited = inherited.context("a monitor's descriptors")?;
+            let fate = monitor::run(&root(global), &options.id, &verbs::uids_dir(), inherited)?;
             Ok(meet(fate))
         }
-        Command::ExecMonitor(options) => Ok(meet(exec_lib::monitor(&root(global), &options.id)?)),
+        Command::ExecMonitor(options) => {
+            let inherited = inherited.context("a monitor's descriptors")?;
+            Ok(meet(exec_lib::monitor(&root(global), &options.id, inherited)?))
+        }
     }
 }
 

@@ -1,4 +1,5 @@
-//! `ps`: processes of the container, as the guest's kernel numbers them.
+//! `ps`: for people the processes of the container, as the guest's kernel numbers
+//! them; for programs the processes of ours that stand for them on the host.
 
 use clap::Args;
 use runtime::oci::verbs;
@@ -21,11 +22,12 @@ pub struct Arguments {
 
 /// Lists them.
 pub fn run(global: &Global, arguments: &Arguments) -> anyhow::Result<u8> {
-    let list = verbs::processes(&super::find(global, &arguments.id)?)?;
+    let container = super::find(global, &arguments.id)?;
+    let list = verbs::processes(&container)?;
     let text = match arguments.format {
         Format::Json => {
-            let pids: Vec<i32> = list.iter().map(|process| process.pid).collect();
-            serde_json::to_string(&pids)? + "\n"
+            // Programs take these for pids of the host, and look them up there.
+            serde_json::to_string(&verbs::monitors(&container)?)? + "\n"
         }
         Format::Table => {
             let head = ["UID", "PID", "PPID", "CMD"].map(str::to_owned);

@@ -13,14 +13,41 @@ use super::plan::Plan;
 use super::store::{Container, Live, Lock, Phase, Record, Root, VERSION, valid_id};
 use super::{Bundle, OciError, console, hooks};
 use crate::sandbox::cgroup::{self, CgroupConfig};
+use crate::sys::descriptors;
 use crate::time::Timestamp;
 
 /// Descriptor of the monitor's end of the conversation.
-pub const CHANNEL_FD: i32 = 3;
+const CHANNEL_FD: i32 = 3;
 /// Descriptor of the console socket in the monitor.
-pub const CONSOLE_FD: i32 = 4;
+const CONSOLE_FD: i32 = 4;
 /// Descriptor of a file with what an exec's monitor needs.
-pub const ORDER_FD: i32 = 5;
+const ORDER_FD: i32 = 5;
+
+/// The word on a monitor's command line that says that it has a console socket.
+pub const CONSOLE_WORD: &str = "--console";
+
+/// What a monitor was started with.
+#[derive(Debug)]
+pub struct Inherited {
+    pub(super) channel: Option<UnixStream>,
+    pub(super) console: Option<UnixStream>,
+    pub(super) order: Option<OwnedFd>,
+}
+
+impl Inherited {
+    /// Takes it over and closes all else but the standard streams. Before the process
+    /// opens anything: it would get a number that it takes for one of these.
+    pub fn take(console: bool, order: bool) -> Inherited {
+        let take = |wanted: bool, number| wanted.then(|| descriptors::inherited(number).ok());
+        let inherited = Inherited {
+            channel: take(true, CHANNEL_FD).flatten().map(UnixStream::from),
+            console: take(console, CONSOLE_FD).flatten().map(UnixStream::from),
+            order: take(order, ORDER_FD).flatten(),
+        };
+        descriptors::close_from(ORDER_FD as u32 + 1);
+        inherited
+    }
+}
 
 /// What `create` is asked for.
 #[derive(Debug, Default)]
@@ -92,8 +119,8 @@ fn bring_up(
     let limits = plan.cgroup_limits.clone();
     cgroup::make(&CgroupConfig { path: plan.cgroup.clone(), limits })?;
     let mut words = options.globals.clone();
-    words.extend(["monitor".to_owned(), container.id().to_owned()]);
-    let mut helper = Helper::spawn(&words, socket.map(OwnedFd::from), None)?;
+    words.push("monitor".into());
+    let mut helper = Helper::spawn(words, container.id(), socket, None)?;
     let pid = helper.pid();
     helper.expect(&Word::Namespaces)?;
     let of = container.record.hooks.as_ref();
@@ -143,19 +170,22 @@ pub(super) struct Helper {
 }
 
 impl Helper {
-    /// Starts it with `words`; `console` becomes its descriptor 4, `order` 5.
+    /// Starts it with `words` and `id`; `console` becomes its descriptor 4, `order` 5.
     pub(super) fn spawn(
-        words: &[String],
-        console: Option<OwnedFd>,
+        mut words: Vec<String>,
+        id: &str,
+        console: Option<UnixStream>,
         order: Option<OwnedFd>,
     ) -> Result<Helper, OciError> {
+        words.extend(console.as_ref().map(|_| CONSOLE_WORD.to_owned()));
+        words.push(id.to_owned());
         let program = "/proc/self/exe";
         let socket = || UnixStream::pair().map_err(OciError::io("a socket pair"));
         let (ours, theirs) = socket()?;
         let mut command = Command::new(program);
         // What engines tell apart by name is our program, not "exe".
         command.arg0("bulkhead-runtime").args(words);
-        let fds = crate::sys::descriptors::Inherit::new([
+        let fds = descriptors::Inherit::new([
             (theirs.as_fd().as_raw_fd(), CHANNEL_FD),
             (console.as_ref().map_or(-1, AsRawFd::as_raw_fd), CONSOLE_FD),
             (order.as_ref().map_or(-1, AsRawFd::as_raw_fd), ORDER_FD),

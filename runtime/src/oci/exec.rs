@@ -14,9 +14,9 @@ use protocol::agent::{Call, Exec, Exit, ProcessId};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::create::{CHANNEL_FD, CONSOLE_FD, Helper, ORDER_FD};
+use super::create::{Helper, Inherited};
 use super::handshake::{Channel, Word};
-use super::monitor::{Fate, join_cgroup, stdio};
+use super::monitor::{Fate, join_cgroup, leave_stdio, stdio};
 use super::store::{Container, Live, Root, Status};
 use super::{OciError, console};
 use crate::agent::{Agent, AgentError};
@@ -58,10 +58,10 @@ pub fn detached(container: &Container, options: &ExecOptions) -> Result<i32, Oci
     running(container)?;
     let socket = connect(options)?;
     let mut words = options.globals.clone();
-    words.extend(["exec-monitor".to_owned(), container.id().to_owned()]);
+    words.push("exec-monitor".into());
     let order = Order { process: options.process.clone() };
     let order = in_memory(&order).map_err(OciError::io("a file in memory"))?;
-    let mut helper = Helper::spawn(&words, socket.map(OwnedFd::from), Some(order))?;
+    let mut helper = Helper::spawn(words, container.id(), socket, Some(order))?;
     helper.ready()?;
     let pid = helper.pid();
     helper.release();
@@ -88,14 +88,11 @@ pub async fn foreground(container: &Container, options: &ExecOptions) -> Result<
 ///
 /// # Errors
 /// When it cannot even begin.
-pub fn monitor(root: &Root, id: &str) -> Result<Fate, OciError> {
-    let inherited = |number| descriptors::inherited(number).ok();
-    let (Some(socket), Some(order)) = (inherited(CHANNEL_FD), inherited(ORDER_FD)) else {
+pub fn monitor(root: &Root, id: &str, inherited: Inherited) -> Result<Fate, OciError> {
+    let Inherited { channel: Some(socket), console, order: Some(order) } = inherited else {
         return Err(OciError::Monitor("`exec-monitor` is started by `exec`, not by people".into()));
     };
-    let console = inherited(CONSOLE_FD).map(UnixStream::from);
-    descriptors::close_from(ORDER_FD as u32 + 1);
-    let mut channel = Channel::new(UnixStream::from(socket));
+    let mut channel = Channel::new(socket);
     let begin = || -> Result<(Container, Order, Option<UnixStream>), OciError> {
         let order = read_order(order.into())?;
         let container = root.find(id)?;
@@ -112,6 +109,7 @@ pub fn monitor(root: &Root, id: &str) -> Result<Fate, OciError> {
             return Ok(Fate::Failed);
         }
     };
+    let has_console = console.is_some();
     let runtime = super::event_loop()?;
     let fate = runtime.block_on(async {
         let begun = async {
@@ -120,6 +118,7 @@ pub fn monitor(root: &Root, id: &str) -> Result<Fate, OciError> {
         };
         match begun.await {
             Ok(attended) => {
+                leave_stdio(has_console)?;
                 channel.say(&Word::Ready(Box::default()));
                 drop(channel);
                 attended.attend().await

@@ -10,7 +10,7 @@ use std::time::Duration;
 use nix::sched::{CloneFlags, setns, unshare};
 use protocol::agent::{Call, Event, Exit, ProcessId};
 
-use super::create::{CHANNEL_FD, CONSOLE_FD};
+use super::create::Inherited;
 use super::handshake::{Channel, Word};
 use super::store::{Container, Ended, MonitorLock, Root};
 use super::{OciError, console};
@@ -45,13 +45,10 @@ pub enum Fate {
 ///
 /// # Errors
 /// When it cannot even begin.
-pub fn run(root: &Root, id: &str, uids: &Path) -> Result<Fate, OciError> {
-    let inherited = |number| descriptors::inherited(number).ok();
-    let socket = inherited(CHANNEL_FD).map(UnixStream::from).ok_or_else(|| {
-        OciError::Monitor("`monitor` is started by `create`, not by people".into())
-    })?;
-    let console = inherited(CONSOLE_FD).map(UnixStream::from);
-    descriptors::close_from(CONSOLE_FD as u32 + 1);
+pub fn run(root: &Root, id: &str, uids: &Path, inherited: Inherited) -> Result<Fate, OciError> {
+    let Inherited { channel: Some(socket), console, .. } = inherited else {
+        return Err(OciError::Monitor("`monitor` is started by `create`, not by people".into()));
+    };
     let mut channel = Channel::new(socket);
     let container = root.find(id)?;
     let alive = container.become_monitor()?;
@@ -68,6 +65,7 @@ pub fn run(root: &Root, id: &str, uids: &Path) -> Result<Fate, OciError> {
         let begun = Monitor::begin(&container, alive, console, uids).await;
         match begun {
             Ok((monitor, timings)) => {
+                leave_stdio(container.record.plan.terminal)?;
                 channel.say(&Word::Ready(Box::new(timings)));
                 drop(channel);
                 monitor.attend().await
@@ -81,6 +79,15 @@ pub fn run(root: &Root, id: &str, uids: &Path) -> Result<Fate, OciError> {
     // A pump that waits for the host's reader cannot be joined; we end anyway.
     runtime.shutdown_background();
     fate
+}
+
+/// With a terminal, the standard streams are the verb's alone: whoever started it
+/// waits for their end, and this process lives on.
+pub(super) fn leave_stdio(terminal: bool) -> Result<(), OciError> {
+    match terminal {
+        true => descriptors::leave_stdio().map_err(OciError::io("/dev/null")),
+        false => Ok(()),
+    }
 }
 
 /// Makes this process the container's: session, cgroup, network namespace.

@@ -144,6 +144,17 @@ pub fn processes(container: &Container) -> Result<Vec<Process>, OciError> {
     }
 }
 
+/// Pids of the host's processes that stand for those of the container: its monitor,
+/// and those of detached execs.
+///
+/// # Errors
+/// When its cgroup cannot be read.
+pub fn monitors(container: &Container) -> Result<Vec<i32>, OciError> {
+    let path = container.record.plan.cgroup.join("cgroup.procs");
+    let text = std::fs::read_to_string(&path).map_err(OciError::io(path))?;
+    Ok(text.lines().filter_map(|line| line.parse().ok()).collect())
+}
+
 /// Files of its cgroup in the guest: name -> contents.
 ///
 /// # Errors

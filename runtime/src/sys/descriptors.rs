@@ -98,6 +98,18 @@ pub fn window_size(fd: BorrowedFd) -> nix::Result<(u16, u16)> {
     Ok((size.ws_row, size.ws_col))
 }
 
+/// Puts /dev/null in the place of this process's standard streams.
+///
+/// # Errors
+/// When it cannot be opened.
+pub fn leave_stdio() -> std::io::Result<()> {
+    let null = std::fs::File::options().read(true).write(true).open("/dev/null")?;
+    nix::unistd::dup2_stdin(&null)?;
+    nix::unistd::dup2_stdout(&null)?;
+    nix::unistd::dup2_stderr(&null)?;
+    Ok(())
+}
+
 /// Sets rows and columns of the terminal `fd`.
 ///
 /// # Errors

@@ -1,0 +1,237 @@
+//! podman, buildah, docker and ctr of the distribution, as people type them, with
+//! `bulkhead-runtime` in runc's place. Their state lies apart from the host's own.
+
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+use bulkhead_tests::image::busybox;
+use bulkhead_tests::program::{eventually, feed, run};
+use bulkhead_tests::turn::shared;
+use bulkhead_tests::{Finished, script};
+
+const IMAGE: &str = "small";
+
+/// A directory on a disk for an engine's state, removed at the end.
+fn place(parent: &str) -> tempfile::TempDir {
+    std::fs::create_dir_all(parent).expect("a directory");
+    tempfile::tempdir_in(parent).expect("a directory")
+}
+
+/// Where our runtime is: engines want a path.
+fn runtime() -> String {
+    script("command -v bulkhead-runtime").ok()
+}
+
+fn archive(directory: &Path) -> PathBuf {
+    let path = directory.join("rootfs.tar");
+    std::fs::write(&path, busybox()).expect("a disk");
+    path
+}
+
+struct Podman {
+    place: tempfile::TempDir,
+    runtime: String,
+}
+
+impl Podman {
+    fn new() -> Podman {
+        let podman = Podman { place: place("/var/lib/containers"), runtime: runtime() };
+        let tar = archive(podman.place.path());
+        podman.run(&["import", "-q", tar.to_str().unwrap(), IMAGE]).ok();
+        podman
+    }
+
+    fn command(&self, program: &str, words: &[&str]) -> Command {
+        let at = |name: &str| self.place.path().join(name);
+        let mut command = Command::new(program);
+        command.arg("--root").arg(at("root")).arg("--runroot").arg(at("run"));
+        if program == "podman" {
+            command.args(["--cgroup-manager", "cgroupfs", "--events-backend", "file"]);
+            command.args(["--runtime", &self.runtime]).arg("--tmpdir").arg(at("tmp"));
+        }
+        command.args(words).env("TMPDIR", self.place.path());
+        command
+    }
+
+    #[track_caller]
+    fn run(&self, words: &[&str]) -> Finished {
+        run(self.command("podman", words))
+    }
+}
+
+impl Drop for Podman {
+    fn drop(&mut self) {
+        let null = Stdio::null;
+        for words in [&["rm", "-f", "-t", "0", "-a"][..], &["system", "reset", "-f"]] {
+            let _ = self.command("podman", words).stdout(null()).stderr(null()).status();
+        }
+    }
+}
+
+#[test]
+fn podman_runs_execs_commits_and_cleans_up() {
+    let _turn = shared();
+    let podman = Podman::new();
+    let new = ["run", "--rm", "--network", "none"];
+    let once = |words: &[&str]| podman.run(&[&new[..], words].concat());
+    let text = once(&[IMAGE, "sh", "-c", "uname -r; exit 4"]).expect(4).text();
+    assert!(text.contains("bulkhead"), "{text}");
+    assert_eq!(once(&[IMAGE, "nosuch"]).status, 127);
+    let script = "id -u; touch /x || echo refused; touch /t/x && echo ok; cat /v/f; \
+                  cat /sys/fs/cgroup/memory.max";
+    let volume = podman.place.path().join("volume");
+    std::fs::create_dir(&volume).unwrap();
+    std::fs::write(volume.join("f"), "of the host\n").unwrap();
+    let volume = format!("{}:/v", volume.display());
+    let options =
+        ["--user", "5:6", "--read-only", "--tmpfs", "/t", "--memory", "64m", "-v", &volume];
+    let told = once(&[&options[..], &[IMAGE, "sh", "-c", script]].concat()).ok();
+    assert_eq!(told, "5\nrefused\nok\nof the host\n67108864");
+    let mut input = podman.command("podman", &new);
+    input.args(["-i", IMAGE, "cat"]);
+    assert_eq!(feed(input, Box::new(std::io::Cursor::new(b"piped\n".to_vec()))).ok(), "piped");
+
+    let background = "echo begun; echo kept > /new; while :; do sleep 1; done";
+    let words = ["run", "-d", "--name", "web", "--network", "none", "--health-cmd", "test -e /new"];
+    let more = ["--health-interval", "disable", IMAGE, "sh", "-c", background];
+    podman.run(&[&words[..], &more].concat()).ok();
+    eventually("its output", || podman.run(&["logs", "web"]).text() == "begun\n");
+    assert_eq!(podman.run(&["exec", "web", "cat", "/new"]).ok(), "kept");
+    assert_eq!(podman.run(&["exec", "web", "false"]).status, 1);
+    podman.run(&["healthcheck", "run", "web"]).ok();
+    let status = ["inspect", "web", "--format", "{{.State.Status}}"];
+    assert_eq!(podman.run(&status).ok(), "running");
+    podman.run(&["pause", "web"]).ok();
+    assert_eq!(podman.run(&status).ok(), "paused");
+    podman.run(&["unpause", "web"]).ok();
+    assert!(podman.run(&["stats", "--no-stream", "web"]).ok().contains("web"));
+    assert!(podman.run(&["diff", "web"]).ok().contains("A /new"));
+    podman.run(&["commit", "-q", "web", "changed"]).ok();
+    podman.run(&["stop", "-t", "1", "web"]).ok();
+    assert_eq!(podman.run(&status).ok(), "exited");
+    podman.run(&["rm", "web"]).ok();
+    assert_eq!(once(&["changed", "cat", "/new"]).ok(), "kept");
+}
+
+#[test]
+fn buildah_builds_in_stages() {
+    let _turn = shared();
+    let podman = Podman::new();
+    let context = podman.place.path().join("context");
+    std::fs::create_dir(&context).unwrap();
+    let file = format!(
+        "FROM {IMAGE} AS one\nRUN echo built > /built && uname -r > /kernel\n\
+         FROM {IMAGE}\nCOPY --from=one /built /kernel /\nRUN cat /built /kernel && id -u\n"
+    );
+    std::fs::write(context.join("Dockerfile"), file).unwrap();
+    let mut build = podman.command("buildah", &["bud", "--isolation", "oci", "--network", "none"]);
+    build.args(["--cgroup-manager", "cgroupfs", "--runtime", &podman.runtime, "-t", "result"]);
+    let text = run({
+        build.arg(&context);
+        build
+    })
+    .ok();
+    assert!(text.contains("built") && text.contains("-bulkhead"), "{text}");
+    let words = ["run", "--rm", "--network", "none", "result", "cat", "/built"];
+    assert_eq!(podman.run(&words).ok(), "built");
+}
+
+/// containerd and dockerd of our own. Dropped, they are ended.
+struct Docker {
+    place: tempfile::TempDir,
+    run: tempfile::TempDir,
+    daemons: Vec<Child>,
+}
+
+impl Docker {
+    fn new() -> Docker {
+        let place = place("/var/lib/docker");
+        let run = tempfile::tempdir_in("/run").expect("a directory");
+        let mut docker = Docker { place, run, daemons: Vec::new() };
+        let at = |name: &str| docker.place.path().join(name);
+        let in_run = |name: &str| docker.run.path().join(name);
+        let log = |name: &str| std::fs::File::create(at(name)).expect("a disk");
+        let socket = in_run("containerd.sock");
+        let mut containerd = Command::new("containerd");
+        containerd.arg("--address").arg(&socket);
+        containerd.arg("--root").arg(at("containerd")).arg("--state").arg(in_run("containerd"));
+        containerd.stdout(log("containerd.log")).stderr(log("containerd.err"));
+        let mut dockerd = Command::new("dockerd");
+        dockerd.arg("--containerd").arg(&socket).arg("--data-root").arg(at("data"));
+        dockerd.arg("--exec-root").arg(in_run("docker")).arg("--pidfile").arg(in_run("docker.pid"));
+        dockerd.arg("-H").arg(docker.host()).args(["--bridge", "none", "--iptables=false"]);
+        dockerd.arg("--add-runtime").arg(format!("bulkhead={}", runtime()));
+        dockerd.stdout(log("dockerd.log")).stderr(log("dockerd.err"));
+        docker.daemons.push(containerd.spawn().expect("containerd is installed"));
+        eventually("containerd's socket", || socket.exists());
+        docker.daemons.push(dockerd.spawn().expect("dockerd is installed"));
+        eventually("dockerd's answer", || docker.run(&["version"]).status == 0);
+        let tar = archive(docker.place.path());
+        docker.run(&["import", tar.to_str().unwrap(), IMAGE]).ok();
+        docker
+    }
+
+    fn host(&self) -> String {
+        format!("unix://{}", self.run.path().join("docker.sock").display())
+    }
+
+    fn command(&self, words: &[&str]) -> Command {
+        let mut command = Command::new("docker");
+        command.arg("-H").arg(self.host()).args(words);
+        command
+    }
+
+    #[track_caller]
+    fn run(&self, words: &[&str]) -> Finished {
+        run(self.command(words))
+    }
+}
+
+impl Drop for Docker {
+    fn drop(&mut self) {
+        use nix::sys::signal::{Signal, kill};
+        while let Some(mut daemon) = self.daemons.pop() {
+            let _ = kill(nix::unistd::Pid::from_raw(daemon.id() as i32), Signal::SIGTERM);
+            let _ = daemon.wait();
+        }
+    }
+}
+
+#[test]
+fn docker_and_ctr_run_and_exec() {
+    let _turn = shared();
+    let docker = Docker::new();
+    let new = ["run", "--network", "none", "--runtime", "bulkhead"];
+    let once = |words: &[&str]| docker.run(&[&new[..], words].concat());
+    let text = once(&["--rm", IMAGE, "sh", "-c", "uname -r; exit 6"]).expect(6).text();
+    assert!(text.contains("bulkhead"), "{text}");
+    assert_eq!(once(&["--rm", IMAGE, "nosuch"]).status, 127);
+    let tty = once(&["--rm", "-t", IMAGE, "sh", "-c", "tty; exit 3"]).expect(3).text();
+    assert_eq!(tty.trim(), "/dev/pts/0");
+    once(&["-d", "--name", "web", IMAGE, "sh", "-c", "echo begun; sleep 1000"]).ok();
+    eventually("its output", || docker.run(&["logs", "web"]).text() == "begun\n");
+    docker.run(&["exec", "web", "sh", "-c", "exit 9"]).expect(9);
+    assert_eq!(docker.run(&["exec", "-t", "web", "tty"]).ok(), "/dev/pts/0");
+    assert!(docker.run(&["top", "web"]).ok().contains("bulkhead-runtime"));
+    docker.run(&["pause", "web"]).ok();
+    docker.run(&["unpause", "web"]).ok();
+    docker.run(&["stop", "-t", "1", "web"]).ok();
+    let status = docker.run(&["inspect", "web", "--format", "{{.State.ExitCode}}"]).ok();
+    assert_eq!(status, "137");
+    docker.run(&["rm", "web"]).ok();
+
+    let saved = docker.place.path().join("saved.tar");
+    docker.run(&["save", IMAGE, "-o", saved.to_str().unwrap()]).ok();
+    let ctr = |words: &[&str]| {
+        let mut command = Command::new("ctr");
+        command.arg("-a").arg(docker.run.path().join("containerd.sock")).args(["-n", "e2e"]);
+        command.args(words);
+        run(command)
+    };
+    ctr(&["images", "import", saved.to_str().unwrap()]).ok();
+    let name = ctr(&["images", "ls", "-q"]).ok();
+    let binary = runtime();
+    let words =
+        ["run", "--rm", "--runc-binary", &binary, &name, "c1", "sh", "-c", "uname -r; exit 8"];
+    assert!(ctr(&words).expect(8).text().contains("bulkhead"));
+}
