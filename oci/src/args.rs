@@ -137,7 +137,8 @@ pub mod commands_id {
 impl Global {
     /// The same options for a process of ours.
     pub fn words(&self) -> Vec<String> {
-        let mut words = vec![format!("--root={}", self.root.display())];
+        let root = std::path::absolute(&self.root).unwrap_or_else(|_| self.root.clone());
+        let mut words = vec![format!("--root={}", root.display())];
         if let Some(log) = &self.log {
             let log = std::path::absolute(log).unwrap_or_else(|_| log.clone());
             words.push(format!("--log={}", log.display()));

@@ -75,7 +75,8 @@ pub fn code_of(error: &anyhow::Error) -> u8 {
 }
 
 fn root(global: &Global) -> Root {
-    Root::new(&global.root)
+    // A monitor leaves our working directory.
+    Root::new(std::path::absolute(&global.root).unwrap_or_else(|_| global.root.clone()))
 }
 
 fn find(global: &Global, id: &str) -> anyhow::Result<Container> {

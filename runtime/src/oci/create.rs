@@ -86,11 +86,21 @@ pub fn create(root: &Root, id: &str, options: &CreateOptions) -> Result<i32, Oci
         hooks: bundle.spec.hooks().clone(),
     };
     let (container, lock) = root.claim(record)?;
-    match bring_up(&container, &lock, options, socket) {
+    let mut begun = false;
+    match bring_up(&container, &lock, options, socket, &mut begun) {
         Ok(pid) => Ok(pid),
         Err(error) => {
-            super::verbs::remove_rest(&container);
+            let hooks = container.record.hooks.clone();
+            let state = state_json(&container, "stopped", 0);
+            if begun {
+                super::verbs::remove_rest(&container);
+            }
             let _ = container.erase(lock);
+            if begun {
+                // As after `delete`: what its other hooks made is theirs to undo.
+                let poststop = hooks.as_ref().and_then(|hooks| hooks.poststop().as_ref());
+                super::hooks::run_all("poststop", poststop, &state);
+            }
             Err(error)
         }
     }
@@ -114,8 +124,15 @@ fn bring_up(
     lock: &Lock,
     options: &CreateOptions,
     socket: Option<UnixStream>,
+    begun: &mut bool,
 ) -> Result<i32, OciError> {
     let plan = &container.record.plan;
+    if cgroup::populated(&plan.cgroup) {
+        // Whoever lives there is not ours to limit, nor to kill at the end.
+        let reason = format!("{} has processes already", plan.cgroup.display());
+        return Err(super::bundle::field("linux.cgroupsPath", reason).into());
+    }
+    *begun = true;
     let limits = plan.cgroup_limits.clone();
     cgroup::make(&CgroupConfig { path: plan.cgroup.clone(), limits })?;
     let mut words = options.globals.clone();
@@ -132,8 +149,10 @@ fn bring_up(
     hooks::run("createContainer", of.and_then(|hooks| hooks.create_container().as_ref()), &state)?;
     helper.go();
     let timings = helper.ready()?;
-    let phase = Phase { pid, pid_start: start_of(pid), status: Live::Created, timings };
+    let status = Live::Created;
+    let phase = Phase { pid, pid_start: start_of(pid), status, started: false, timings };
     container.write_phase(lock, &phase)?;
+    helper.go();
     helper.release();
     Ok(pid)
 }

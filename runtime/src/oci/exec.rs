@@ -109,7 +109,6 @@ pub fn monitor(root: &Root, id: &str, inherited: Inherited) -> Result<Fate, OciE
             return Ok(Fate::Failed);
         }
     };
-    let has_console = console.is_some();
     let runtime = super::event_loop()?;
     let fate = runtime.block_on(async {
         let begun = async {
@@ -118,7 +117,7 @@ pub fn monitor(root: &Root, id: &str, inherited: Inherited) -> Result<Fate, OciE
         };
         match begun.await {
             Ok(attended) => {
-                leave_stdio(has_console)?;
+                leave_stdio()?;
                 channel.say(&Word::Ready(Box::default()));
                 drop(channel);
                 attended.attend().await

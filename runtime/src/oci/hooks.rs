@@ -85,12 +85,10 @@ fn one(kind: &'static str, hook: &Hook, state: &Value) -> Result<(), HookError> 
     // Into files: whatever the hook leaves running cannot make us wait for a pipe.
     let words = tempfile_for_words().map_err(execute)?;
     let copy = words.try_clone().map_err(execute)?;
-    command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(copy);
+    // A file as well: a hook that does not read its state must not stop us.
+    let input = told(state).map_err(execute)?;
+    command.stdin(input).stdout(Stdio::null()).stderr(copy);
     let mut child = command.spawn().map_err(execute)?;
-    if let Some(mut stdin) = child.stdin.take() {
-        // A hook that does not care for the state is no failure.
-        let _ = stdin.write_all(state.to_string().as_bytes());
-    }
     let limit = hook.timeout().and_then(|seconds| u64::try_from(seconds).ok());
     let begin = Instant::now();
     let mut pause = Duration::from_millis(1);
@@ -111,6 +109,14 @@ fn one(kind: &'static str, hook: &Hook, state: &Value) -> Result<(), HookError> 
     }
     let words = said(words);
     Err(HookError::Failed { kind, path, how: status.to_string(), words })
+}
+
+fn told(state: &Value) -> std::io::Result<std::fs::File> {
+    use std::io::Seek;
+    let mut file = tempfile_for_words()?;
+    file.write_all(state.to_string().as_bytes())?;
+    file.rewind()?;
+    Ok(file)
 }
 
 fn tempfile_for_words() -> std::io::Result<std::fs::File> {

@@ -64,6 +64,9 @@ pub enum OciError {
         /// Version of its files.
         theirs: u32,
     },
+    /// It has ended. In the words that containerd knows.
+    #[error("container not running")]
+    NotRunning,
     /// Not in this status.
     #[error("cannot {verb} container {id:?}: it is {status}")]
     State {

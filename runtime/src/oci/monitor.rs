@@ -65,8 +65,13 @@ pub fn run(root: &Root, id: &str, uids: &Path, inherited: Inherited) -> Result<F
         let begun = Monitor::begin(&container, alive, console, uids).await;
         match begun {
             Ok((monitor, timings)) => {
-                leave_stdio(container.record.plan.terminal)?;
+                leave_stdio()?;
                 channel.say(&Word::Ready(Box::new(timings)));
+                // Killed before it wrote us down, the verb leaves nobody who knows of
+                // the machine: it ends with us.
+                if !channel.await_go() {
+                    return Ok(Fate::Failed);
+                }
                 drop(channel);
                 monitor.attend().await
             }
@@ -81,13 +86,10 @@ pub fn run(root: &Root, id: &str, uids: &Path, inherited: Inherited) -> Result<F
     fate
 }
 
-/// With a terminal, the standard streams are the verb's alone: whoever started it
-/// waits for their end, and this process lives on.
-pub(super) fn leave_stdio(terminal: bool) -> Result<(), OciError> {
-    match terminal {
-        true => descriptors::leave_stdio().map_err(OciError::io("/dev/null")),
-        false => Ok(()),
-    }
+/// The container's streams have copies of the standard ones, and close them at their
+/// end, which others wait for: this process must not hold them open.
+pub(super) fn leave_stdio() -> Result<(), OciError> {
+    descriptors::leave_stdio().map_err(OciError::io("/dev/null"))
 }
 
 /// Makes this process the container's: session, cgroup, network namespace.
@@ -97,6 +99,11 @@ fn prepare(container: &Container) -> Result<(), OciError> {
     let _ = nix::unistd::setsid();
     let _ = nix::sys::prctl::set_name(c"bulkhead");
     join_cgroup(&plan.cgroup)?;
+    if let Some(score) = plan.spec["process"]["oomScoreAdj"].as_i64() {
+        // The VMM, which has all of the container's memory, inherits it.
+        let file = Path::new("/proc/self/oom_score_adj");
+        std::fs::write(file, score.to_string()).map_err(OciError::io(file))?;
+    }
     if let Some(path) = &plan.network {
         let failed = |source| OciError::Namespace {
             what: format!("join the network namespace {}", path.display()),
@@ -278,6 +285,8 @@ fn die_by(signal: i32) -> i32 {
     use nix::sys::resource::{Resource, setrlimit};
     use nix::sys::signal::{SigSet, SigmaskHow, Signal, raise, sigprocmask};
     let _ = setrlimit(Resource::RLIMIT_CORE, 0, 0);
+    // The limit does not hold for a core that is piped to a program.
+    let _ = nix::sys::prctl::set_dumpable(false);
     if let Ok(signal) = Signal::try_from(signal) {
         if !matches!(signal, Signal::SIGKILL | Signal::SIGSTOP) {
             let _ = crate::sys::process::default_action(signal);

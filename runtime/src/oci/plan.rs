@@ -93,6 +93,9 @@ impl Plan {
             }
         }
         host_hooks_only(&mut raw);
+        if let Some(resources) = raw.pointer_mut("/linux/resources") {
+            host_resources(resources);
+        }
         let resources = linux.resources().clone().unwrap_or_default();
         let shape = shape(&resources)?;
         let cgroups_path = linux.cgroups_path().clone();
@@ -197,6 +200,18 @@ fn host_hooks_only(raw: &mut Value) {
     }
 }
 
+/// Takes the limits out that only the host can honour: its CPUs and memory nodes are
+/// not the guest's, nor are its disks.
+pub(super) fn host_resources(resources: &mut Value) {
+    if let Some(cpu) = resources.get_mut("cpu").and_then(Value::as_object_mut) {
+        cpu.remove("cpus");
+        cpu.remove("mems");
+    }
+    if let Some(unified) = resources.get_mut("unified").and_then(Value::as_object_mut) {
+        unified.retain(|file, _| !file.starts_with("cpuset.") && !file.starts_with("io."));
+    }
+}
+
 /// The machine for these limits.
 fn shape(resources: &LinuxResources) -> Result<Shape, BundleError> {
     let memory = resources.memory().as_ref().and_then(|memory| memory.limit());
@@ -261,8 +276,20 @@ pub(super) fn updated(
         );
         return Err(field("linux.resources.memory.limit", reason));
     }
+    let quota = resources.cpu().as_ref().and_then(|cpu| cpu.quota()).unwrap_or(0);
+    if quota > 0 && wanted.vcpus > plan.shape.vcpus {
+        let reason = format!(
+            "the machine of the container was started with {} vCPUs, and cannot grow",
+            plan.shape.vcpus
+        );
+        return Err(field("linux.resources.cpu.quota", reason));
+    }
     let keep = |(file, _): &(String, String)| file != "memory.max" && file != "pids.max";
-    Ok(host_limits(&resources, &wanted).into_iter().filter(keep).collect())
+    let mut settings: Vec<_> = host_limits(&resources, &wanted).into_iter().filter(keep).collect();
+    if quota < 0 {
+        settings.push(("cpu.max".into(), "max".into()));
+    }
+    Ok(settings)
 }
 
 /// `cpu.weight` of `cpu.shares`, as runc converts it.

@@ -13,8 +13,8 @@
 //! means stopped, whatever `phase.json` says. So a monitor never waits for a verb,
 //! and whoever is killed leaves a state that tells the truth.
 
-use std::fs::{DirBuilder, File, TryLockError};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::fs::{DirBuilder, File, Metadata, TryLockError};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -63,6 +63,9 @@ pub struct Phase {
     pub pid_start: u64,
     /// How far it is.
     pub status: Live,
+    /// Whether `start` had its way.
+    #[serde(default)]
+    pub started: bool,
     /// How long its start took.
     pub timings: LaunchTimings,
 }
@@ -162,7 +165,7 @@ impl Root {
             other => other.map_err(OciError::io(&directory))?,
         }
         let container = Container { record, directory };
-        let claimed = container.lock().and_then(|lock| {
+        let claimed = container.lock_file().and_then(|lock| {
             container.write("record.json", &container.record)?;
             Ok(lock)
         });
@@ -200,6 +203,7 @@ impl Root {
                 None if begin.elapsed() < BIRTH && directory.is_dir() => {
                     std::thread::sleep(Duration::from_millis(10));
                 }
+                None if !directory.is_dir() => return Err(unknown()),
                 None => return Err(OciError::Halfway(id.into())),
             }
         }
@@ -235,7 +239,8 @@ impl Root {
 /// What runc takes as an id.
 pub fn valid_id(id: &str) -> bool {
     let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"_+-.".contains(&byte);
-    !id.is_empty() && id.len() <= 255 && id != "." && id != ".." && id.bytes().all(allowed)
+    // As long as the guest takes them, for a directory and a cgroup of that name.
+    !id.is_empty() && id.len() <= 200 && !id.starts_with('.') && id.bytes().all(allowed)
 }
 
 impl Container {
@@ -264,12 +269,27 @@ impl Container {
     /// # Errors
     /// When it was removed meanwhile.
     pub fn lock(&self) -> Result<Lock, OciError> {
-        let file = self.open_lock("lock")?;
-        file.lock().map_err(OciError::io(&self.directory))?;
+        let lock = self.lock_file()?;
         // It may have been removed, and another made, while we waited.
-        match self.directory.join("lock").exists() {
-            true => Ok(Lock(file)),
-            false => Err(OciError::NotFound(self.id().into())),
+        let there: Option<Record> = read(&self.directory.join("record.json"))?;
+        if there.as_ref() != Some(&self.record) {
+            return Err(OciError::NotFound(self.id().into()));
+        }
+        Ok(lock)
+    }
+
+    /// The lock of the file that lies there now.
+    fn lock_file(&self) -> Result<Lock, OciError> {
+        let path = self.directory.join("lock");
+        loop {
+            let file = self.open_lock("lock")?;
+            file.lock().map_err(OciError::io(&path))?;
+            let id = |metadata: Metadata| (metadata.dev(), metadata.ino());
+            match (file.metadata().map(id), path.metadata().map(id)) {
+                (Ok(ours), Ok(there)) if ours == there => return Ok(Lock(file)),
+                (_, Ok(_)) => {}
+                (_, Err(_)) => return Err(OciError::NotFound(self.id().into())),
+            }
         }
     }
 

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
-use protocol::agent::{Call, Process, Return};
+use protocol::agent::{Call, ErrorKind, Process, Return};
 use serde_json::Value;
 
 use super::create::{start_of, state_json};
@@ -18,6 +18,8 @@ use crate::sys::pidfd::PidFd;
 
 /// How long a killed monitor may take to end: the kernel frees a guest's memory.
 const DEATH: Duration = Duration::from_secs(20);
+/// Longer than anybody waits.
+const NO_LIMIT: Duration = Duration::from_secs(86_400 * 365);
 /// How long a monitor may take to end by itself after its container's process.
 const SHUTDOWN: Duration = Duration::from_secs(30);
 
@@ -42,13 +44,21 @@ pub fn start(container: &Container) -> Result<(), OciError> {
     let lock = container.lock()?;
     let phase = require(container, "start", &[Live::Created])?;
     let id = container.id().to_owned();
-    let started = super::event_loop()?.block_on(async {
+    let answer = super::event_loop()?.block_on(async {
         let agent = Agent::connect(&container.machine_dir()).await?;
-        agent.order(Call::Start { container: id }).await
+        // A hook in the guest has its own limit, or none.
+        agent.with_timeout(NO_LIMIT).order(Call::Start { container: id }).await
     });
-    started?;
+    match answer {
+        // A `start` that was killed had its way: it is only not written down.
+        Err(AgentError::Refused(error))
+            if error.kind == ErrorKind::State && matches!(container.status()?, Status::Live(_)) => {
+        }
+        other => other?,
+    }
     let pid = phase.pid;
-    container.write_phase(&lock, &Phase { status: Live::Running, ..phase })?;
+    let status = Live::Running;
+    container.write_phase(&lock, &Phase { status, started: true, ..phase })?;
     drop(lock);
     let of = container.record.hooks.as_ref();
     let state = state_json(container, "running", pid);
@@ -76,8 +86,12 @@ pub fn state(container: &Container) -> Result<(Status, i32), OciError> {
 /// When it does not live, or the signal cannot be sent.
 pub fn kill(container: &Container, signal: i32, all: bool) -> Result<(), OciError> {
     let status = container.status()?;
-    let Status::Live(live) = status else {
-        return Err(refuse(container, "kill", status));
+    let live = match status {
+        Status::Live(live) => live,
+        // As runc: there is nobody left to be killed.
+        Status::Stopped if all => return Ok(()),
+        Status::Stopped => return Err(OciError::NotRunning),
+        Status::Creating => return Err(refuse(container, "kill", status)),
     };
     let sent = super::event_loop()?.block_on(async {
         let agent = Agent::connect(&container.machine_dir()).await?;
@@ -91,9 +105,10 @@ pub fn kill(container: &Container, signal: i32, all: bool) -> Result<(), OciErro
     match sent {
         Ok(()) => Ok(()),
         // It ended meanwhile, and its monitor is about to write that down.
-        Err(_) if container.status()? == Status::Stopped => {
-            Err(refuse(container, "kill", Status::Stopped))
+        Err(AgentError::Refused(error)) if error.kind == ErrorKind::State => {
+            Err(OciError::NotRunning)
         }
+        Err(_) if container.status()? == Status::Stopped => Err(OciError::NotRunning),
         // Whatever the guest is up to, this one is always obeyed.
         Err(_) if signal == libc::SIGKILL => kill_monitor(container),
         Err(error) => Err(error.into()),
@@ -111,7 +126,11 @@ pub fn freeze(container: &Container, frozen: bool) -> Result<(), OciError> {
         false => require(container, "resume", &[Live::Paused])?,
     };
     call(container, Call::Freeze { container: container.id().to_owned(), frozen })?;
-    let status = if frozen { Live::Paused } else { Live::Running };
+    let status = match (frozen, phase.started) {
+        (true, _) => Live::Paused,
+        (false, true) => Live::Running,
+        (false, false) => Live::Created,
+    };
     container.write_phase(&lock, &Phase { status, ..phase })
 }
 
@@ -124,7 +143,9 @@ pub fn update(container: &Container, resources: &Value) -> Result<(), OciError> 
     require(container, "update", &[Live::Created, Live::Running, Live::Paused])?;
     let settings = super::plan::updated(&container.record.plan, resources)?;
     let id = container.id().to_owned();
-    call(container, Call::Update { container: id, resources: resources.clone() })?;
+    let mut of_guest = resources.clone();
+    super::plan::host_resources(&mut of_guest);
+    call(container, Call::Update { container: id, resources: of_guest })?;
     for (file, value) in settings {
         let path = container.record.plan.cgroup.join(file);
         std::fs::write(&path, value).map_err(OciError::io(path))?;
@@ -187,7 +208,13 @@ pub fn delete(root: &Root, id: &str, force: bool) -> Result<(), OciError> {
         Err(error) => return Err(error),
     };
     let lock = container.lock()?;
-    match container.status()? {
+    // Whoever holds the lock and finds no phase knows that the creator is dead.
+    let status = match container.phase()? {
+        None => Status::Stopped,
+        Some(_) => container.status()?,
+    };
+    match status {
+        Status::Stopped if container.phase()?.is_none() => kill_monitor(&container)?,
         Status::Stopped => {}
         // As runc: nothing of the user's runs yet.
         Status::Live(Live::Created) => kill_monitor(&container)?,
@@ -206,15 +233,14 @@ pub fn delete(root: &Root, id: &str, force: bool) -> Result<(), OciError> {
 
 /// Kills the monitor, and with it the machine.
 fn kill_monitor(container: &Container) -> Result<(), OciError> {
-    let Some(phase) = container.phase()? else { return Ok(()) };
-    let Ok(pidfd) = PidFd::open(phase.pid) else { return Ok(()) };
-    // Opened first, then compared: the number cannot change hands any more.
-    if start_of(phase.pid) != phase.pid_start {
-        return Ok(());
-    }
-    match pidfd.signal(nix::sys::signal::Signal::SIGKILL) {
-        Ok(()) | Err(Errno::ESRCH) => {}
-        Err(errno) => return Err(OciError::io("the monitor")(errno.into())),
+    match container.phase()? {
+        Some(phase) => kill_process(&phase)?,
+        // Its pid was never written down; it is in the cgroup, with what it started.
+        None if container.has_monitor() => {
+            let path = container.record.plan.cgroup.join("cgroup.kill");
+            std::fs::write(&path, "1").map_err(OciError::io(path))?;
+        }
+        None => return Ok(()),
     }
     let begin = Instant::now();
     // A file system that hangs can keep a process for as long as it likes.
@@ -225,6 +251,18 @@ fn kill_monitor(container: &Container) -> Result<(), OciError> {
         std::thread::sleep(Duration::from_millis(2));
     }
     Ok(())
+}
+
+fn kill_process(phase: &Phase) -> Result<(), OciError> {
+    let Ok(pidfd) = PidFd::open(phase.pid) else { return Ok(()) };
+    // Opened first, then compared: the number cannot change hands any more.
+    if start_of(phase.pid) != phase.pid_start {
+        return Ok(());
+    }
+    match pidfd.signal(nix::sys::signal::Signal::SIGKILL) {
+        Ok(()) | Err(Errno::ESRCH) => Ok(()),
+        Err(errno) => Err(OciError::io("the monitor")(errno.into())),
+    }
 }
 
 /// Waits until the monitor has gone, and kills it when that takes too long.

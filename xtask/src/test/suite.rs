@@ -2,9 +2,8 @@
 //!
 //! In the throw-away host that is an emulated one, whose emulator is not free of
 //! errors (tests/host/README.md): it can crash the host's kernel, and it can make a
-//! guest triple-fault before its first word. Cases that ended by either, and only
-//! those, are repeated in a new host, which is said there and at the end. On
-//! hardware nothing is repeated.
+//! guest triple-fault. Cases that ended by either, and only those, are repeated in a
+//! new host, which is said there and at the end. On hardware nothing is repeated.
 
 use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader, Write};
@@ -19,9 +18,9 @@ use crate::paths::Tree;
 use crate::sh::{self, note};
 
 /// How often cases are repeated for the emulator's sake.
-const REPEATS: usize = 2;
+const REPEATS: usize = 4;
 /// What a case says that the emulator ended.
-const SIGNATURE: &str = "triple-faulted without a word";
+const SIGNATURE: &str = " triple-faulted";
 
 /// Runs all cases of `program`, or those whose name contains `filter`.
 pub fn run(tree: &Tree, program: &Path, filter: Option<&str>) -> Result<ExitCode> {
