@@ -59,19 +59,9 @@ pub fn warn(text: &str) {
     eprintln!("bulkhead: warning: {}", runtime::sandbox::ended::tame(text));
 }
 
-/// The error and its causes in one line. A cause whose text the error before it
-/// already ends with is not told twice.
+/// The error and its causes in one line.
 pub fn chain(error: &anyhow::Error) -> String {
-    let mut text = String::new();
-    for cause in error.chain() {
-        let cause = cause.to_string();
-        if text.is_empty() {
-            text = cause;
-        } else if !text.ends_with(&cause) {
-            text = format!("{text}: {cause}");
-        }
-    }
-    text
+    runtime::container::chain(error.as_ref())
 }
 
 /// Wrong usage: clap's message; 0 for help and version, 125 as docker's.

@@ -43,7 +43,7 @@ impl Log {
 
     /// Says why the verb failed.
     pub fn fatal(mut self, error: &anyhow::Error) {
-        let text = runtime::sandbox::ended::tame(&chain(error));
+        let text = runtime::sandbox::ended::tame(&runtime::container::chain(error.as_ref()));
         if self.file.is_some() {
             self.write("error", &text);
         }
@@ -62,20 +62,6 @@ impl Log {
             None => writeln!(std::io::stderr(), "{line}"),
         };
     }
-}
-
-/// The error and its causes in one line.
-pub fn chain(error: &anyhow::Error) -> String {
-    let mut text = String::new();
-    for cause in error.chain() {
-        let cause = cause.to_string();
-        if text.is_empty() {
-            text = cause;
-        } else if !text.ends_with(&cause) {
-            text = format!("{text}: {cause}");
-        }
-    }
-    text
 }
 
 struct Lines {

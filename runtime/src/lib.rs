@@ -20,6 +20,7 @@
 pub mod agent;
 pub mod container;
 pub mod dirs;
+pub mod files;
 pub mod id;
 pub mod limits;
 pub mod log_file;

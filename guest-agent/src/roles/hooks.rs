@@ -1,12 +1,13 @@
 //! Runs the hooks of the container's namespace, see config.md of the runtime
 //! specification, "startContainer".
 
-use std::io::Write;
+use std::io::{Seek, Write};
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
+use nix::sys::memfd::{MFdFlags, memfd_create};
 
 use super::{Context, RoleError};
 use crate::plan::HookPlan;
@@ -36,12 +37,12 @@ fn one(hook: &HookPlan, state: &str) -> Result<(), Errno> {
     }
     command.args(hook.args.iter().skip(1)).env_clear();
     command.envs(hook.env.iter().filter_map(|entry| entry.split_once('=')));
-    command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
+    // A file, not a pipe: a hook that does not read its state must not stop us.
+    let input = memfd_create(c"state", MFdFlags::MFD_CLOEXEC)?;
+    let mut input = std::fs::File::from(input);
+    input.write_all(state.as_bytes()).and_then(|()| input.rewind()).map_err(errno)?;
+    command.stdin(input).stdout(Stdio::null()).stderr(Stdio::null());
     let mut child = command.spawn().map_err(errno)?;
-    if let Some(mut stdin) = child.stdin.take() {
-        // A hook that does not care for the state is no failure.
-        let _ = stdin.write_all(state.as_bytes());
-    }
     let begin = Instant::now();
     loop {
         match child.try_wait().map_err(errno)? {

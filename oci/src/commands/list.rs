@@ -45,7 +45,7 @@ pub fn run(global: &Global, arguments: &Arguments) -> anyhow::Result<u8> {
             }
             // Deleted meanwhile.
             Err(error) if matches!(error.downcast_ref(), Some(OciError::NotFound(_))) => {}
-            Err(error) => tracing::warn!("{}", crate::log::chain(&error)),
+            Err(error) => tracing::warn!("{}", runtime::container::chain(error.as_ref())),
         }
     }
     let text = match arguments.format {

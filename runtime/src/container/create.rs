@@ -7,6 +7,7 @@ use oci_spec::image::ImageConfiguration;
 
 use super::config::VERSION;
 use super::{Container, ContainerConfig, ContainerError, Containers, State, Writable};
+use crate::files::write_json;
 use crate::spec::{self, SpecOptions};
 use crate::time::Timestamp;
 use crate::user::{self, Layers};
@@ -146,10 +147,6 @@ fn write(container: &Container) -> Result<(), ContainerError> {
             std::fs::create_dir_all(&path).map_err(ContainerError::io(&path))?;
         }
     }
-    let state = serde_json::to_vec(&State::Created)
-        .map_err(|source| ContainerError::Damaged { path: lib.clone(), source })?;
-    dirs::write_atomic(&lib.join("state.json"), &state).map_err(ContainerError::io(&lib))?;
-    let config = serde_json::to_vec_pretty(&container.config)
-        .map_err(|source| ContainerError::Damaged { path: lib.clone(), source })?;
-    dirs::write_atomic(&container.config_path(), &config).map_err(ContainerError::io(&lib))
+    write_json(&lib.join("state.json"), &State::Created)?;
+    Ok(write_json(&container.config_path(), &container.config)?)
 }

@@ -113,21 +113,8 @@ pub enum ContainerError {
         seconds: u64,
     },
     /// A file of ours.
-    #[error("cannot access {}", path.display())]
-    Io {
-        /// Which.
-        path: PathBuf,
-        /// Why.
-        source: std::io::Error,
-    },
-    /// A file of ours that is damaged.
-    #[error("{} is damaged", path.display())]
-    Damaged {
-        /// Which.
-        path: PathBuf,
-        /// Why.
-        source: serde_json::Error,
-    },
+    #[error(transparent)]
+    File(#[from] crate::files::FileError),
     /// A container that can only be removed.
     #[error(transparent)]
     Unreadable(#[from] Damaged),
@@ -183,17 +170,20 @@ impl ContainerError {
 
     pub(crate) fn io(path: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> ContainerError {
         let path = path.into();
-        move |source| ContainerError::Io { path, source }
+        move |error| crate::files::FileError::access(path)(error).into()
     }
 }
 
-/// An error with all its sources in one line.
+/// An error with all its sources in one line. A source whose text the error before it
+/// already ends with is not told twice.
 pub fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut next = error.source();
     while let Some(source) = next {
-        text.push_str(": ");
-        text.push_str(&source.to_string());
+        let cause = source.to_string();
+        if !text.ends_with(&cause) {
+            text = format!("{text}: {cause}");
+        }
         next = source.source();
     }
     text

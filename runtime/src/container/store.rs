@@ -1,13 +1,13 @@
 //! Containers as they lie on disk.
 
 use std::ops::Deref;
-use std::path::Path;
 
 use super::config::VERSION;
 use super::list::Listing;
 use super::place::{self, Place, VerbLock};
 use super::{ContainerConfig, ContainerError, Damaged, State};
 use crate::dirs::{self, Dirs};
+use crate::files::{read_json, write_json};
 use crate::{id, log_file};
 
 /// All containers of this host.
@@ -68,8 +68,8 @@ impl Containers {
     }
 
     fn load(&self, id: &str) -> Result<Option<Container>, Damaged> {
-        let config: Option<ContainerConfig> =
-            read_json(&self.place(id).config_path()).map_err(|error| Damaged::new(id, error))?;
+        let config: Option<ContainerConfig> = read_json(&self.place(id).config_path())
+            .map_err(|error| Damaged::new(id, error.into()))?;
         Ok(config.filter(|config| config.version == VERSION).map(|config| self.adopt(config)))
     }
 
@@ -170,8 +170,6 @@ impl Container {
         );
         let run = self.run_dir();
         dirs::make_private(&run).map_err(ContainerError::io(&run))?;
-        let bytes = serde_json::to_vec_pretty(state)
-            .map_err(|source| ContainerError::Damaged { path: run.clone(), source })?;
         // States without a supervisor outlive a reboot; others must not.
         let lasting = self.lib_dir().join("state.json");
         if state.needs_supervisor() {
@@ -182,25 +180,10 @@ impl Container {
                 _ => {}
             }
         } else {
-            dirs::write_atomic(&lasting, &bytes).map_err(ContainerError::io(&lasting))?;
+            write_json(&lasting, state)?;
         }
-        let path = run.join("state.json");
-        dirs::write_atomic(&path, &bytes).map_err(ContainerError::io(path))
+        Ok(write_json(&run.join("state.json"), state)?)
     }
-}
-
-fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> Result<Option<T>, ContainerError> {
-    let bytes = match std::fs::read(path) {
-        Err(error) if is_absent(&error) => return Ok(None),
-        other => other.map_err(ContainerError::io(path))?,
-    };
-    let damaged = |source| ContainerError::Damaged { path: path.into(), source };
-    serde_json::from_slice(&bytes).map(Some).map_err(damaged)
-}
-
-fn is_absent(error: &std::io::Error) -> bool {
-    use std::io::ErrorKind::{NotADirectory, NotFound};
-    matches!(error.kind(), NotFound | NotADirectory)
 }
 
 #[cfg(test)]

@@ -218,12 +218,9 @@ async fn build(
 
 /// The machine's end, where that is why the agent does not answer.
 async fn or_lost(error: AgentError, sandbox: &Sandbox) -> ContainerError {
-    if !matches!(error, AgentError::Closed(_) | AgentError::Connect(_)) {
-        return error.into();
-    }
-    match tokio::time::timeout(POST_MORTEM, sandbox.vmm().ended()).await {
-        Ok(end) => ContainerError::Lost(end),
-        Err(_) => error.into(),
+    match sandbox.end_behind(&error).await {
+        Some(end) => ContainerError::Lost(end),
+        None => error.into(),
     }
 }
 

@@ -21,6 +21,7 @@ use super::store::{Container, Live, Root, Status};
 use super::{OciError, console};
 use crate::agent::{Agent, AgentError};
 use crate::container::chain;
+use crate::files::FileError;
 use crate::id;
 use crate::streams::forward::{Caught, follow_size};
 use crate::streams::terminal::RawTerminal;
@@ -173,7 +174,7 @@ fn read_order(file: File) -> Result<Order, OciError> {
     let mut bytes = Vec::new();
     let path = PathBuf::from("a file in memory");
     file.take(MAX_ORDER).read_to_end(&mut bytes).map_err(OciError::io(&path))?;
-    serde_json::from_slice(&bytes).map_err(|source| OciError::Damaged { path, source })
+    Ok(serde_json::from_slice(&bytes).map_err(|source| FileError::Damaged { path, source })?)
 }
 
 struct Attended {

@@ -118,27 +118,14 @@ pub enum OciError {
         source: std::io::Error,
     },
     /// A file.
-    #[error("cannot access {}", path.display())]
-    Io {
-        /// Which.
-        path: PathBuf,
-        /// Why.
-        source: std::io::Error,
-    },
-    /// A file of ours that is damaged.
-    #[error("{} is damaged", path.display())]
-    Damaged {
-        /// Which.
-        path: PathBuf,
-        /// Why.
-        source: serde_json::Error,
-    },
+    #[error(transparent)]
+    File(#[from] crate::files::FileError),
 }
 
 impl OciError {
     pub(crate) fn io(path: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> OciError {
         let path = path.into();
-        move |source| OciError::Io { path, source }
+        move |error| crate::files::FileError::access(path)(error).into()
     }
 }
 

@@ -27,8 +27,6 @@ use crate::time::Timestamp;
 const OUTPUT_GRACE: Duration = Duration::from_secs(5);
 /// How long a guest may take to sync and power off.
 const POWER_OFF: Duration = Duration::from_secs(10);
-/// How long a broken connection may precede the news that the VMM ended.
-const POST_MORTEM: Duration = Duration::from_secs(5);
 
 /// How this process ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -261,12 +259,9 @@ pub(super) fn stdio(
 
 /// The machine's end, where that is why the agent does not answer.
 async fn or_lost(error: AgentError, sandbox: &Sandbox) -> OciError {
-    if !matches!(error, AgentError::Closed(_) | AgentError::Connect(_)) {
-        return error.into();
-    }
-    match tokio::time::timeout(POST_MORTEM, sandbox.vmm().ended()).await {
-        Ok(end) => OciError::Lost(end),
-        Err(_) => error.into(),
+    match sandbox.end_behind(&error).await {
+        Some(end) => OciError::Lost(end),
+        None => error.into(),
     }
 }
 

@@ -19,12 +19,12 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use protocol::agent::Exit;
-use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::OciError;
 use super::plan::Plan;
 use crate::dirs;
+use crate::files::{read_json, write_json};
 use crate::sandbox::LaunchTimings;
 use crate::time::Timestamp;
 
@@ -157,6 +157,7 @@ impl Root {
     /// When the id is taken.
     pub(super) fn claim(&self, record: Record) -> Result<(Container, Lock), OciError> {
         dirs::make_private(&self.path).map_err(OciError::io(&self.path))?;
+        self.sweep();
         let directory = self.path.join(&record.id);
         match DirBuilder::new().mode(0o700).create(&directory) {
             Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {
@@ -178,6 +179,17 @@ impl Root {
         }
     }
 
+    /// Removes what deletions that were killed left: see [`Container::erase`].
+    fn sweep(&self) {
+        let entries = std::fs::read_dir(&self.path).into_iter().flatten().flatten();
+        for entry in entries.filter(|entry| entry.file_name().as_encoded_bytes()[0] == b'~') {
+            // Somebody may be at it: both then succeed.
+            if let Err(error) = dirs::remove_tree(&entry.path()) {
+                tracing::warn!("cannot remove what is left of a container: {error}");
+            }
+        }
+    }
+
     /// The container `id`.
     ///
     /// # Errors
@@ -193,7 +205,7 @@ impl Root {
         }
         let begin = Instant::now();
         loop {
-            let record: Option<Record> = read(&directory.join("record.json"))?;
+            let record: Option<Record> = read_json(&directory.join("record.json"))?;
             match record {
                 Some(record) if record.version != VERSION => {
                     return Err(OciError::Version { id: id.into(), theirs: record.version });
@@ -271,7 +283,7 @@ impl Container {
     pub fn lock(&self) -> Result<Lock, OciError> {
         let lock = self.lock_file()?;
         // It may have been removed, and another made, while we waited.
-        let there: Option<Record> = read(&self.directory.join("record.json"))?;
+        let there: Option<Record> = read_json(&self.directory.join("record.json"))?;
         if there.as_ref() != Some(&self.record) {
             return Err(OciError::NotFound(self.id().into()));
         }
@@ -347,7 +359,7 @@ impl Container {
     /// # Errors
     /// When the file cannot be read.
     pub fn phase(&self) -> Result<Option<Phase>, OciError> {
-        read(&self.directory.join("phase.json"))
+        Ok(read_json(&self.directory.join("phase.json"))?)
     }
 
     /// Writes that down.
@@ -363,7 +375,7 @@ impl Container {
     /// # Errors
     /// When the file cannot be read.
     pub fn ended(&self) -> Result<Option<Ended>, OciError> {
-        read(&self.directory.join("exit.json"))
+        Ok(read_json(&self.directory.join("exit.json"))?)
     }
 
     /// Writes that down.
@@ -386,18 +398,6 @@ impl Container {
     }
 
     fn write<T: Serialize>(&self, name: &str, value: &T) -> Result<(), OciError> {
-        let path = self.directory.join(name);
-        let bytes = serde_json::to_vec(value)
-            .map_err(|source| OciError::Damaged { path: path.clone(), source })?;
-        dirs::write_atomic(&path, &bytes).map_err(OciError::io(path))
+        Ok(write_json(&self.directory.join(name), value)?)
     }
-}
-
-fn read<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, OciError> {
-    let bytes = match std::fs::read(path) {
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-        other => other.map_err(OciError::io(path))?,
-    };
-    let value = serde_json::from_slice(&bytes);
-    value.map(Some).map_err(|source| OciError::Damaged { path: path.into(), source })
 }

@@ -13,6 +13,7 @@ use super::store::{Container, Live, Phase, Root, Status};
 use super::{OciError, hooks};
 use crate::agent::{Agent, AgentError};
 use crate::dirs;
+use crate::files::FileError;
 use crate::sandbox::{cgroup, uids};
 use crate::sys::pidfd::PidFd;
 
@@ -203,7 +204,9 @@ fn call(container: &Container, call: Call) -> Result<Return, OciError> {
 pub fn delete(root: &Root, id: &str, force: bool) -> Result<(), OciError> {
     let container = match root.find(id) {
         Ok(container) => container,
-        Err(OciError::Halfway(_) | OciError::Damaged { .. }) if force => return root.forget(id),
+        Err(OciError::Halfway(_) | OciError::File(FileError::Damaged { .. })) if force => {
+            return root.forget(id);
+        }
         Err(OciError::NotFound(_)) if force => return Ok(()),
         Err(error) => return Err(error),
     };
@@ -292,7 +295,7 @@ pub(super) fn remove_rest(container: &Container) {
     if let Err(error) = dirs::remove_tree(&container.machine_dir()) {
         tracing::warn!("cannot remove a sandbox's directory: {error}");
     }
-    crate::sandbox::clean_overlay(&container.record.plan.rootfs);
+    crate::sandbox::clean_overlay(&container.record.plan.rootfs, container.id());
 }
 
 /// Where uid ranges of this host are locked.

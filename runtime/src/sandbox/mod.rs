@@ -32,7 +32,7 @@ use std::time::{Duration, Instant};
 use protocol::machine::{FdIndex, MachineConfig, Request, Share, ShareKind, Timings};
 use serde::{Deserialize, Serialize};
 
-use crate::agent::{Agent, Greeting};
+use crate::agent::{Agent, AgentError, Greeting};
 use crate::limits::Shape;
 
 pub use cgroup::CgroupConfig;
@@ -41,6 +41,9 @@ pub use error::LaunchError;
 pub use overlay::clean as clean_overlay;
 use resources::Resources;
 use vmm::{VmmEvent, VmmHandle};
+
+/// How long a broken connection may precede the news that the VMM ended.
+const POST_MORTEM: Duration = Duration::from_secs(5);
 
 /// What a sandbox is made from.
 #[derive(Debug, Clone)]
@@ -154,7 +157,7 @@ impl Sandbox {
         let resources = Resources::acquire(config)?;
         let held = vmm::spawn(&assets.vmm, resources.cgroup.directory())?;
         *timings = LaunchTimings { spawned_us: micros(), ..LaunchTimings::default() };
-        let shares = match prepare(&held.process, &resources, &config.shares) {
+        let shares = match prepare(&held.process, &resources, config) {
             Ok(shares) => shares,
             Err(error) => {
                 held.process.abandon();
@@ -224,6 +227,15 @@ impl Sandbox {
         self.resources.uids.base()
     }
 
+    /// The machine's end, where that is why the agent did not answer. Waits for it for
+    /// a while: the broken connection is seen first.
+    pub async fn end_behind(&self, error: &AgentError) -> Option<SharedEnd> {
+        if !matches!(error, AgentError::Closed(_) | AgentError::Connect(_)) {
+            return None;
+        }
+        tokio::time::timeout(POST_MORTEM, self.vmm.ended()).await.ok()
+    }
+
     /// Lets the guest sync and power off, and kills it if it takes longer than
     /// `limit`. Nothing is left afterwards.
     pub async fn shutdown(self, limit: Duration) {
@@ -245,9 +257,10 @@ impl Sandbox {
 fn prepare(
     process: &crate::sys::process::Held,
     resources: &Resources,
-    shares: &[ShareConfig],
+    config: &SandboxConfig,
 ) -> Result<Vec<(Share, OwnedFd)>, LaunchError> {
     let failed = |what| move |source| LaunchError::Namespace { what, source };
+    let (id, shares) = (&config.id, &config.shares);
     let base = resources.uids.base();
     process.map_ids(base, uids::RANGE).map_err(failed("map the ids"))?;
     process.raise_descriptors().map_err(failed("raise the limit of descriptors"))?;
@@ -257,7 +270,7 @@ fn prepare(
     if shares.len() > limit {
         return Err(LaunchError::TooManyShares { count: shares.len(), limit });
     }
-    shares.iter().map(|share| Ok(share::detach(share, userns.as_fd(), base)?)).collect()
+    shares.iter().map(|share| Ok(share::detach(share, id, userns.as_fd(), base)?)).collect()
 }
 
 /// The machine's description and the descriptors that it names.

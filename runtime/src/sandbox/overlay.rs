@@ -29,8 +29,11 @@ use nix::sched::{CloneFlags, unshare};
 use super::ShareConfig;
 use crate::sys::mounts;
 
-/// Our work directory beside the upper one.
-const WORK: &str = "bulkhead-work";
+/// Our work directory beside the upper one, of sandbox `id`.
+fn work_of(id: &str) -> String {
+    format!("bulkhead-work-{id}")
+}
+
 /// What mount(2) takes as options.
 const PAGE: usize = 4096;
 
@@ -77,6 +80,7 @@ struct Overlay {
 /// id 0 is `base` on the host.
 pub(super) fn remount(
     config: &ShareConfig,
+    id: &str,
     userns: BorrowedFd,
     base: u32,
 ) -> Result<OwnedFd, OverlayError> {
@@ -90,19 +94,20 @@ pub(super) fn remount(
     }
     let layers = Layers::map(&overlay, config.read_only, userns)?;
     let work = std::thread::scope(|scope| {
-        let thread = scope.spawn(|| layers.stack(&inner, base));
+        let thread = scope.spawn(|| layers.stack(&inner, &work_of(id), base));
         thread.join()
     });
     // It has no way to panic, but for a lack of memory.
     work.unwrap_or_else(|_| Err(system("stack the layers")(std::io::ErrorKind::Other.into())))
 }
 
-/// Removes the work directory that a writable overlay at `root` was given.
-pub fn clean(root: &Path) {
+/// Removes the work directory that a writable overlay at `root` was given for
+/// sandbox `id`.
+pub fn clean(root: &Path, id: &str) {
     let info = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
     let upper = find(&info, root).filter(|overlay| overlay.point == root).and_then(|o| o.upper);
     if let Some(parent) = upper.as_deref().and_then(Path::parent)
-        && let Err(error) = crate::dirs::remove_tree(&parent.join(WORK))
+        && let Err(error) = crate::dirs::remove_tree(&parent.join(work_of(id)))
     {
         tracing::warn!("cannot remove the work directory of an overlay: {error}");
     }
@@ -168,7 +173,7 @@ impl Layers {
 
     /// In a thread of its own: leaves the mount namespace of the process, and its
     /// working directory.
-    fn stack(&self, inner: &Path, base: u32) -> Result<OwnedFd, OverlayError> {
+    fn stack(&self, inner: &Path, work: &str, base: u32) -> Result<OwnedFd, OverlayError> {
         let errno = |what: &str| {
             let what = what.to_owned();
             move |errno: nix::Error| OverlayError::System { what, source: errno.into() }
@@ -201,7 +206,7 @@ impl Layers {
             if name.contains([',', ':', '\\']) {
                 return Err(OverlayError::Layer(name.into()));
             }
-            options.push(format!("upperdir=u/{name},workdir=u/{WORK}"));
+            options.push(format!("upperdir=u/{name},workdir=u/{work}"));
         } else {
             std::fs::create_dir("m").map_err(system("make a mount point"))?;
         }
@@ -209,7 +214,7 @@ impl Layers {
         // files: by an id that the layers' map knows, with root's power all the same.
         become_owner(base)?;
         if self.upper.is_some() {
-            let made = DirBuilder::new().mode(0o700).create(format!("u/{WORK}"));
+            let made = DirBuilder::new().mode(0o700).create(format!("u/{work}"));
             if let Err(error) = made
                 && error.kind() != std::io::ErrorKind::AlreadyExists
             {

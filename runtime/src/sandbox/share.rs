@@ -58,10 +58,11 @@ pub enum ShareError {
     },
 }
 
-/// The mount of a share for the owner of `userns`, whose id 0 is `base` on the
+/// The mount of a share of sandbox `id` for the owner of `userns`, whose id 0 is `base` on the
 /// host. Its [`FdIndex`] is still open.
 pub(super) fn detach(
     config: &ShareConfig,
+    id: &str,
     userns: BorrowedFd,
     base: u32,
 ) -> Result<(Share, OwnedFd), ShareError> {
@@ -80,7 +81,7 @@ pub(super) fn detach(
     let mount = mount.or_else(|source| {
         let (path, fs) = (path.clone(), fs_type(metadata.dev()));
         match source {
-            Errno::EINVAL if fs == "overlay" => overlay::remount(config, userns, base)
+            Errno::EINVAL if fs == "overlay" => overlay::remount(config, id, userns, base)
                 .map_err(|source| ShareError::Overlay { path, source }),
             Errno::EINVAL => Err(ShareError::NotMappable { path, fs }),
             _ => Err(ShareError::Mount { path, fs, source }),
@@ -107,7 +108,7 @@ pub fn try_share(path: &Path, userns: BorrowedFd) -> Result<(), ShareError> {
         source: path.into(),
         read_only: true,
     };
-    detach(&config, userns, super::uids::FIRST).map(drop)
+    detach(&config, "try", userns, super::uids::FIRST).map(drop)
 }
 
 /// Type of the file system on device `dev`.
