@@ -44,6 +44,7 @@ impl AttachFlags {
             stdin: if self.interactive { Input::Fd(own_stdio(0)?) } else { Input::None },
             stdout: output(1)?,
             stderr: if self.tty { Output::default() } else { output(2)? },
+            descriptors: Vec::new(),
         };
         let raw = self.tty && self.interactive;
         Ok((stdio, if raw { Some(own_stdio(0)?) } else { None }))

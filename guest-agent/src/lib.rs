@@ -15,6 +15,7 @@
 
 pub mod boot;
 pub mod cgroup;
+pub mod descriptors;
 pub mod error;
 pub mod handlers;
 pub mod init;

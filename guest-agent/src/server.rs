@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use protocol::PROTOCOL_VERSION;
-use protocol::agent::{AgentError, ErrorKind, Hello, Message, Stream, StreamHello, StreamReply};
+use protocol::agent::{AgentError, ErrorKind, Hello, Message, StreamHello, StreamReply};
 use protocol::frame::{self, HEADER};
 use protocol::vsock::{AGENT_PORT, HOST_CID, READY_PORT, STREAM_PORT};
 use serde::Serialize;
@@ -210,18 +210,15 @@ where
     if write_message(&mut connection, &reply).await.is_err() {
         return;
     }
-    if let Ok((stream, fd)) = attached {
+    if let Ok(attached) = attached {
         // Its errors are an end of stream to both sides, and no one else's.
-        let _ = stdio::pump(stream, fd, connection).await;
+        let _ = stdio::pump(attached, connection).await;
     }
 }
 
-fn attach(
-    agent: &Agent,
-    hello: &StreamHello,
-) -> Result<(Stream, Rc<std::os::fd::OwnedFd>), AgentError> {
+fn attach(agent: &Agent, hello: &StreamHello) -> Result<stdio::Attached, AgentError> {
     let (_, process) = agent.process(&hello.process)?;
-    process.streams.take(hello.stream).map(|fd| (hello.stream, fd))
+    process.streams.take(hello.stream)
 }
 
 /// Reads one frame.

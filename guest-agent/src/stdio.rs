@@ -1,4 +1,4 @@
-//! Stdio of processes: pipes and terminals, pumped to the host's streams.
+//! Streams of processes: pipes, terminals and sockets, pumped to the host's.
 //!
 //! Each stream is a connection of its own. A slow reader fills first the
 //! connection, then the pipe, then blocks the process: nothing is buffered
@@ -15,23 +15,49 @@ use nix::unistd::{pipe2, read, write};
 use protocol::agent::{AgentError, ErrorKind, Stdio, Stream};
 use tokio::io::unix::AsyncFd;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, Interest};
+use tokio::net::UnixStream;
 
+use crate::descriptors::{Address, both_ways, relay};
 use crate::error::error;
 use crate::sys::poll::watch;
 
 /// Bytes moved at a time: a pipe's capacity.
-const BUFFER: usize = 64 << 10;
+pub const BUFFER: usize = 64 << 10;
 
 /// The agent's ends.
 #[derive(Debug, Default)]
 pub struct Streams(RefCell<HashMap<Stream, End>>);
 
+/// Which way bytes go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Way {
+    /// Host to process, through a pipe.
+    In,
+    /// Process to host, through a pipe.
+    Out,
+    /// Both, through a terminal.
+    Terminal,
+    /// Both, through a stream socket.
+    Both,
+}
+
 /// One end. Once attached it belongs to the pump: when that stops, the
 /// descriptor is closed, and the process sees it.
 #[derive(Debug)]
 enum End {
-    Waiting(Rc<OwnedFd>),
+    Waiting(Way, Rc<OwnedFd>),
     Attached(Weak<OwnedFd>),
+    /// Attached to as often as the host likes.
+    Listener(Address),
+}
+
+/// What a connection of the host is attached to.
+#[derive(Debug)]
+pub enum Attached {
+    /// To an end of ours.
+    End(Way, Rc<OwnedFd>),
+    /// To a socket that the process listens on.
+    Listener(Address),
 }
 
 impl Streams {
@@ -42,24 +68,33 @@ impl Streams {
     /// The kernel's.
     pub fn open(stdio: Stdio) -> Result<(Self, [OwnedFd; 3])> {
         let streams = Streams::default();
-        let pipes = !stdio.terminal;
+        let end = |stream, way, announced: bool| {
+            if announced && !stdio.terminal { streams.pipe(stream, way) } else { Self::null() }
+        };
         let theirs = [
-            streams.end(Stream::Stdin, pipes && stdio.stdin)?,
-            streams.end(Stream::Stdout, pipes && stdio.stdout)?,
-            streams.end(Stream::Stderr, pipes && stdio.stderr)?,
+            end(Stream::Stdin, Way::In, stdio.stdin)?,
+            end(Stream::Stdout, Way::Out, stdio.stdout)?,
+            end(Stream::Stderr, Way::Out, stdio.stderr)?,
         ];
         Ok((streams, theirs))
     }
 
-    fn end(&self, stream: Stream, announced: bool) -> Result<OwnedFd> {
-        if !announced {
-            let null = std::fs::OpenOptions::new().read(true).write(true).open("/dev/null")?;
-            return Ok(null.into());
-        }
+    /// A process's end of nothing.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn null() -> Result<OwnedFd> {
+        Ok(std::fs::OpenOptions::new().read(true).write(true).open("/dev/null")?.into())
+    }
+
+    /// Makes a pipe; the process's end.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn pipe(&self, stream: Stream, way: Way) -> Result<OwnedFd> {
         let (reader, writer) = pipe2(OFlag::O_CLOEXEC)?;
-        let (ours, theirs) =
-            if stream == Stream::Stdin { (writer, reader) } else { (reader, writer) };
-        self.insert(stream, ours)?;
+        let (ours, theirs) = if way == Way::In { (writer, reader) } else { (reader, writer) };
+        self.insert(stream, way, ours)?;
         Ok(theirs)
     }
 
@@ -67,65 +102,77 @@ impl Streams {
     ///
     /// # Errors
     /// The kernel's.
-    pub fn insert(&self, stream: Stream, ours: OwnedFd) -> Result<()> {
+    pub fn insert(&self, stream: Stream, way: Way, ours: OwnedFd) -> Result<()> {
         fcntl(&ours, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
-        self.0.borrow_mut().insert(stream, End::Waiting(Rc::new(ours)));
+        self.0.borrow_mut().insert(stream, End::Waiting(way, Rc::new(ours)));
         Ok(())
+    }
+
+    /// Adds a socket that the process listens on.
+    pub fn listen(&self, stream: Stream, address: Address) {
+        self.0.borrow_mut().insert(stream, End::Listener(address));
     }
 
     /// Takes an end, to attach it.
     ///
     /// # Errors
     /// When it was not announced, or was attached before.
-    pub fn take(&self, stream: Stream) -> std::result::Result<Rc<OwnedFd>, AgentError> {
+    pub fn take(&self, stream: Stream) -> std::result::Result<Attached, AgentError> {
         let mut ends = self.0.borrow_mut();
-        match ends.get_mut(&stream) {
-            None => Err(error(ErrorKind::NotFound, format!("{stream:?} was not announced"))),
-            Some(end) => {
-                let End::Waiting(fd) = &*end else { return Err(attached(stream)) };
-                let fd = fd.clone();
-                *end = End::Attached(Rc::downgrade(&fd));
-                Ok(fd)
+        let (way, fd) = match ends.get(&stream) {
+            Some(End::Waiting(way, fd)) => (*way, fd.clone()),
+            Some(End::Listener(address)) => return Ok(Attached::Listener(address.clone())),
+            Some(End::Attached(_)) => {
+                return Err(error(ErrorKind::Exists, format!("{stream:?} was attached before")));
             }
-        }
+            None => {
+                return Err(error(ErrorKind::NotFound, format!("{stream:?} was not announced")));
+            }
+        };
+        ends.insert(stream, End::Attached(Rc::downgrade(&fd)));
+        Ok(Attached::End(way, fd))
     }
 
     /// The terminal's master side, while it is open.
     pub fn terminal(&self) -> Option<Rc<OwnedFd>> {
         match self.0.borrow().get(&Stream::Terminal)? {
-            End::Waiting(fd) => Some(fd.clone()),
+            End::Waiting(_, fd) => Some(fd.clone()),
             End::Attached(fd) => fd.upgrade(),
+            End::Listener(_) => None,
         }
     }
 
     /// Whether any announced stream still waits for the host.
     pub fn any_waiting(&self) -> bool {
-        self.0.borrow().values().any(|end| matches!(end, End::Waiting(_)))
+        self.0.borrow().values().any(|end| matches!(end, End::Waiting(..)))
     }
-}
-
-fn attached(stream: Stream) -> AgentError {
-    error(ErrorKind::Exists, format!("{stream:?} was attached before"))
 }
 
 /// Pumps one stream until its end.
 ///
 /// # Errors
 /// Of the descriptor or of the connection; both are closed then.
-pub async fn pump<S>(stream: Stream, ours: Rc<OwnedFd>, connection: S) -> Result<()>
+pub async fn pump<S>(attached: Attached, mut connection: S) -> Result<()>
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
-    match stream {
-        Stream::Stdin => {
+    let (way, ours) = match attached {
+        Attached::Listener(address) => return relay(&address, connection).await,
+        Attached::End(way, ours) => (way, ours),
+    };
+    match way {
+        Way::In => {
             let writer = watch(ours, Interest::WRITABLE | Interest::ERROR)?;
             stdin(writer, connection).await
         }
-        Stream::Stdout | Stream::Stderr => {
-            output(watch(ours, Interest::READABLE)?, connection).await
-        }
-        Stream::Terminal => {
+        Way::Out => output(watch(ours, Interest::READABLE)?, connection).await,
+        Way::Terminal => {
             terminal(watch(ours, Interest::READABLE | Interest::WRITABLE)?, connection).await
+        }
+        Way::Both => {
+            // Nobody else has it: it is no terminal.
+            let Ok(socket) = Rc::try_unwrap(ours) else { return Err(Io::Other.into()) };
+            both_ways(&mut UnixStream::from_std(socket.into())?, &mut connection).await
         }
     }
 }

@@ -110,6 +110,9 @@ pub struct Monitor {
     /// It has a console socket
     #[arg(long)]
     pub console: bool,
+    /// How many descriptors the process gets beside its stdio
+    #[arg(long, default_value_t = 0)]
+    pub descriptors: u16,
     /// Id of the container
     pub id: String,
 }

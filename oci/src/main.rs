@@ -17,9 +17,9 @@ fn main() -> ExitCode {
             return if error.use_stderr() { ExitCode::from(1) } else { ExitCode::SUCCESS };
         }
     };
-    let inherited = commands::inherited(&arguments.command);
+    let given = commands::Given::take(&arguments.command);
     let log = log::Log::begin(&arguments.global);
-    match commands::dispatch(&arguments, inherited) {
+    match commands::dispatch(&arguments, given) {
         Ok(code) => ExitCode::from(code),
         Err(error) => {
             log.fatal(&error);

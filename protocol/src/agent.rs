@@ -160,6 +160,9 @@ pub struct Create {
     pub spec: serde_json::Value,
     /// Which streams will be attached before Start.
     pub stdio: Stdio,
+    /// What the process has from descriptor 3 on; at most [`MAX_DESCRIPTORS`].
+    #[serde(default)]
+    pub descriptors: Vec<Descriptor>,
     /// `state` of the runtime specification, without `pid`, for hooks that run in the
     /// guest.
     #[serde(default)]
@@ -234,6 +237,37 @@ pub struct Stdio {
     pub terminal: bool,
 }
 
+/// Most descriptors that a process gets beside its stdio.
+pub const MAX_DESCRIPTORS: usize = 64;
+
+/// What a process gets as one of its further descriptors.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Descriptor {
+    /// /dev/null.
+    Null,
+    /// The reading end of a pipe; the host writes.
+    Input,
+    /// The writing end of a pipe; the host reads.
+    Output,
+    /// A connected stream socket, whose other end the host has.
+    Socket,
+    /// A listening socket. Each stream that the host attaches is a connection to it.
+    Listener(Family),
+}
+
+/// Of which family a listening socket is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Family {
+    /// AF_UNIX.
+    Unix,
+    /// AF_INET, on the loopback address: with this port, if it is free.
+    Ipv4(u16),
+    /// AF_INET6, likewise.
+    Ipv6(u16),
+}
+
 /// Runs a process in a container.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Exec {
@@ -245,6 +279,9 @@ pub struct Exec {
     /// returned, then calls [`Call::Wait`]. The process runs at once; what it
     /// writes before the stream is attached waits in its pipe.
     pub stdio: Stdio,
+    /// As in [`Create`].
+    #[serde(default)]
+    pub descriptors: Vec<Descriptor>,
 }
 
 /// What a call returns.
@@ -332,6 +369,8 @@ pub enum Stream {
     Stderr,
     /// Both ways.
     Terminal,
+    /// One of [`Create::descriptors`], counted from 0.
+    Descriptor(u32),
 }
 
 /// The agent's answer to [`StreamHello`].

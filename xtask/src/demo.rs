@@ -5,7 +5,6 @@ use std::process::{Command, ExitCode, Stdio};
 
 use anyhow::{Context, Result, bail};
 
-pub use crate::host::HOST_FAILED;
 use crate::paths::Tree;
 use crate::setup::Group;
 use crate::sh::{self, note};
@@ -41,31 +40,14 @@ pub fn here_or_in_host(tree: &Tree, command: &[PathBuf]) -> Result<ExitCode> {
         note(format!(
             "{verdict}: running in a throw-away host with emulated SVM, see tests/host/README.md"
         ));
-        let once = || sh::status(in_host(tree)?.args(command));
-        let first = once()?;
-        // The emulated SVM can corrupt the state of the host's own kernel, which
-        // then panics (tests/host/README.md).
-        if first.code() == Some(HOST_FAILED.into()) {
-            note(
-                "the test host itself crashed, not what runs in it: everything once more in a new one",
-            );
-            once()?
-        } else {
-            first
-        }
+        let mut host = myself()?;
+        host.args(["host", "--timeout", HOST_LIMIT, "--"]).args(command);
+        sh::status(host.stdin(Stdio::null()).env(image.0, image.1))?
     };
     match status.code() {
         Some(code) => Ok(ExitCode::from(u8::try_from(code).unwrap_or(1))),
         None => bail!("`{}` ended with {status}", command[0].display()),
     }
-}
-
-/// The command that runs what is appended to it in the test host.
-pub fn in_host(tree: &Tree) -> Result<Command> {
-    let mut host = myself()?;
-    host.args(["host", "--timeout", HOST_LIMIT, "--"]).stdin(Stdio::null());
-    host.env(IMAGE, tree.build("images/debian-oci"));
-    Ok(host)
 }
 
 /// This program again.

@@ -1,5 +1,6 @@
 //! Create: builds a container up to the point where only execve is missing.
 
+use std::os::fd::AsFd;
 use std::rc::Rc;
 
 use nix::errno::Errno;
@@ -7,13 +8,14 @@ use protocol::agent::{AgentError, Create, ErrorKind, Event, Return, Stream};
 use tokio::io::Interest;
 
 use crate::cgroup::{Cgroup, CgroupError};
+use crate::descriptors;
 use crate::error::{SystemContext, chain, error};
 use crate::plan::{Plan, PlanError};
 use crate::roles::channel::{FromRole, RoleHandle};
 use crate::roles::{self, identity};
 use crate::spawn::{Start, spawn};
 use crate::state::{Agent, Container, Process};
-use crate::stdio::Streams;
+use crate::stdio::{Streams, Way};
 
 /// Builds it; on failure nothing is left.
 pub async fn handle(agent: &Rc<Agent>, create: Create) -> Result<Return, AgentError> {
@@ -71,10 +73,13 @@ async fn populate(
     cgroup: &Cgroup,
 ) -> Result<(Rc<Process>, RoleHandle), AgentError> {
     let (streams, stdio) = Streams::open(create.stdio).system(|| "opening the streams".into())?;
+    let descriptors = descriptors::open(&streams, &create.descriptors)?;
+    let extra: Vec<_> = descriptors.iter().map(AsFd::as_fd).collect();
     let namespaces = Some(&plan.namespaces);
     let start =
-        Start { role: roles::INIT, stdio, extra: &[], cgroup: Some(cgroup.fd()), namespaces };
+        Start { role: roles::INIT, stdio, extra: &extra, cgroup: Some(cgroup.fd()), namespaces };
     let spawned = spawn(start, plan)?;
+    drop(descriptors);
     let init = Process::watch(spawned.pid, spawned.pidfd, streams)
         .system(|| "watching the container's process".into())?;
     until_ready(&spawned.role, &init, cgroup).await?;
@@ -105,7 +110,7 @@ async fn until_ready(role: &RoleHandle, init: &Process, cgroup: &Cgroup) -> Resu
             Some((FromRole::Ready, _)) => return Ok(()),
             Some((FromRole::Terminal, Some(master))) => {
                 init.streams
-                    .insert(Stream::Terminal, master)
+                    .insert(Stream::Terminal, Way::Terminal, master)
                     .system(|| "keeping the terminal".into())?;
             }
             Some((FromRole::Failed(error), _)) => return Err(error),

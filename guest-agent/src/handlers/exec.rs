@@ -8,13 +8,14 @@ use protocol::agent::{AgentError, ErrorKind, Exec, Return, Stream};
 use serde::Deserialize;
 
 use super::create::invalid;
+use crate::descriptors;
 use crate::error::{SystemContext, error};
 use crate::plan::{PlanError, ProcessPlan};
 use crate::roles::channel::FromRole;
 use crate::roles::{self, exec::ExecPlan};
 use crate::spawn::{Spawned, Start, spawn};
 use crate::state::{Agent, Container, Process};
-use crate::stdio::Streams;
+use crate::stdio::{Streams, Way};
 
 /// Returns once execve succeeded, or with its error.
 pub async fn handle(agent: &Rc<Agent>, exec: Exec) -> Result<Return, AgentError> {
@@ -59,19 +60,28 @@ async fn run(container: &Container, exec: &Exec) -> Result<Rc<Process>, AgentErr
         return Err(error(ErrorKind::Invalid, message));
     }
     let (streams, stdio) = Streams::open(exec.stdio).system(|| "opening the streams".into())?;
+    let descriptors = descriptors::open(&streams, &exec.descriptors)?;
     let init = container.init.pidfd().try_clone_to_owned();
     let init = init.system(|| "duplicating a descriptor".into())?;
+    let mut extra = vec![init.as_fd(), container.cgroup.fd()];
+    extra.extend(descriptors.iter().map(AsFd::as_fd));
     let start = Start {
         role: roles::EXEC,
         stdio,
-        extra: &[init.as_fd(), container.cgroup.fd()],
+        extra: &extra,
         // Outside of the container: what ends all that runs in there must not
         // end the helper between its clone and its word of it.
         cgroup: None,
         namespaces: None,
     };
-    let plan = ExecPlan { process, namespaces: container.namespaces.all() };
-    follow(spawn(start, &plan)?, streams).await
+    let plan = ExecPlan {
+        process,
+        namespaces: container.namespaces.all(),
+        descriptors: descriptors.len(),
+    };
+    let spawned = spawn(start, &plan)?;
+    drop(descriptors);
+    follow(spawned, streams).await
 }
 
 /// Follows the role until the process executes.
@@ -109,7 +119,7 @@ async fn follow(spawned: Spawned, streams: Streams) -> Result<Rc<Process>, Agent
     if let Some(master) = terminal {
         process
             .streams
-            .insert(Stream::Terminal, master)
+            .insert(Stream::Terminal, Way::Terminal, master)
             .system(|| "keeping the terminal".into())?;
     }
     Ok(process)

@@ -105,6 +105,8 @@ pub struct Plan {
     pub start_hooks: Vec<HookPlan>,
     /// What they are told.
     pub state: serde_json::Value,
+    /// How many descriptors the process gets beside its stdio.
+    pub descriptors: usize,
     /// The container's process.
     pub process: ProcessPlan,
 }
@@ -144,6 +146,7 @@ impl Plan {
             readonly_paths: absolute(linux.readonly_paths().as_deref(), "linux.readonlyPaths")?,
             start_hooks: hooks::plan(start_hooks.unwrap_or_default())?,
             state: create.state.clone(),
+            descriptors: create.descriptors.len(),
             namespaces,
             mounts,
             files,

@@ -30,6 +30,7 @@ fn create(change: impl FnOnce(&mut Value)) -> Create {
         sources: BTreeMap::new(),
         spec,
         stdio: Stdio::default(),
+        descriptors: Vec::new(),
         state: serde_json::Value::Null,
         files: vec![SeedFile { path: "/etc/hosts".into(), contents: String::new() }],
     }

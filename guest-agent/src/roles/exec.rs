@@ -12,6 +12,7 @@ use super::channel::{Channel, FromRole};
 use super::{CGROUP_FD, CONTAINER_FD, Context, RoleError, identity, init, terminal};
 use crate::plan::ProcessPlan;
 use crate::sys::clone::{Request, Side, clone};
+use crate::sys::exec::inherited_from;
 
 /// What the exec role does.
 #[derive(Debug, Serialize, Deserialize)]
@@ -20,6 +21,8 @@ pub struct ExecPlan {
     pub process: ProcessPlan,
     /// CLONE_NEW* of the namespaces to join.
     pub namespaces: u64,
+    /// How many descriptors the process gets beside its stdio.
+    pub descriptors: usize,
 }
 
 /// Joins, clones, executes in the child.
@@ -32,6 +35,8 @@ pub fn run(plan: ExecPlan, channel: &Channel) -> Result<(), RoleError> {
     };
     let container = inherited(CONTAINER_FD, "pidfd of the container")?;
     let cgroup = inherited(CGROUP_FD, "cgroup of the container")?;
+    let descriptors = inherited_from(CGROUP_FD + 1, plan.descriptors)
+        .context(|| "taking over descriptors".into())?;
     // Before joining: afterwards a user namespace may forbid it.
     identity::limit(&plan.process, 0)?;
     let namespaces = CloneFlags::from_bits_retain(plan.namespaces as i32);
@@ -42,7 +47,9 @@ pub fn run(plan: ExecPlan, channel: &Channel) -> Result<(), RoleError> {
     let request = Request { sibling: true, cgroup: Some(cgroup.as_fd()), ..Request::default() };
     match clone(&request).context(|| "cloning the process".into())? {
         Side::Parent(_, pidfd) => channel.send(&FromRole::Process, Some(pidfd.as_fd())),
-        Side::Child => become_process(&plan.process, &container, namespaces - pid, channel),
+        Side::Child => {
+            become_process(&plan.process, &container, namespaces - pid, channel, &descriptors)
+        }
     }
 }
 
@@ -51,6 +58,7 @@ fn become_process(
     container: &OwnedFd,
     namespaces: CloneFlags,
     channel: &Channel,
+    descriptors: &[OwnedFd],
 ) -> Result<(), RoleError> {
     if !namespaces.is_empty() {
         setns(container, namespaces).context(|| "joining the container".into())?;
@@ -58,5 +66,5 @@ fn become_process(
     setsid().context(|| "starting a session".into())?;
     terminal::open_for(process, channel, None)?;
     let path = init::prepare(process)?;
-    init::execute(process, &path).map(|never| match never {})
+    init::execute(process, &path, descriptors).map(|never| match never {})
 }

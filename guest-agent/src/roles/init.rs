@@ -2,7 +2,7 @@
 //! the place where the ones before make it possible.
 
 use std::convert::Infallible;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
 use nix::fcntl::{OFlag, open};
@@ -12,8 +12,11 @@ use nix::unistd::{Gid, Uid, setgroups, setresgid, setresuid, setsid};
 
 use super::channel::{Channel, FromRole};
 use super::inside::Inside;
-use super::{Context, RoleError, devices, hooks, identity, mounts, program, rootfs, terminal};
+use super::{
+    CONTAINER_FD, Context, RoleError, devices, hooks, identity, mounts, program, rootfs, terminal,
+};
 use crate::plan::{Namespaces, Plan, ProcessPlan};
+use crate::sys::exec::{cloexec_from, inherited_from, place};
 use crate::sys::mount::{Detached, open_path};
 
 /// Builds the container, waits for the go, executes.
@@ -21,6 +24,8 @@ use crate::sys::mount::{Detached, open_path};
 /// # Errors
 /// Names what failed; on success it does not return.
 pub fn run(plan: Plan, channel: &Channel) -> Result<(), RoleError> {
+    let descriptors = inherited_from(CONTAINER_FD, plan.descriptors)
+        .context(|| "taking over descriptors".into())?;
     setsid().context(|| "starting a session".into())?;
     namespaces(&plan.namespaces)?;
     rootfs::make_private()?;
@@ -49,7 +54,7 @@ pub fn run(plan: Plan, channel: &Channel) -> Result<(), RoleError> {
     channel.send(&FromRole::Ready, None)?;
     channel.wait_for_go()?;
     hooks::run(&plan.start_hooks, &plan.state)?;
-    execute(&plan.process, &path).map(|never| match never {})
+    execute(&plan.process, &path, &descriptors).map(|never| match never {})
 }
 
 /// A detached mount can be attached once, and not copied.
@@ -74,9 +79,14 @@ pub fn prepare(process: &ProcessPlan) -> Result<String, RoleError> {
 ///
 /// # Errors
 /// Names the field, or says why the command cannot be executed.
-pub fn execute(process: &ProcessPlan, path: &str) -> Result<Infallible, RoleError> {
+pub fn execute(
+    process: &ProcessPlan,
+    path: &str,
+    descriptors: &[OwnedFd],
+) -> Result<Infallible, RoleError> {
     let env = program::environment(process, &program::read_passwd());
-    crate::sys::exec::cloexec_from(3).context(|| "marking descriptors".into())?;
+    cloexec_from(3).context(|| "marking descriptors".into())?;
+    place(descriptors, 3).context(|| "placing descriptors (is RLIMIT_NOFILE too low?)".into())?;
     identity::confine(process)?;
     Ok(program::execute(path, &process.args, &env)?)
 }

@@ -16,7 +16,7 @@ mod rootfs;
 mod terminal;
 
 use std::ffi::{CStr, OsStr};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 
 use nix::errno::Errno;
 use protocol::agent::{AgentError, ErrorKind};
@@ -34,9 +34,10 @@ pub const EXEC: &CStr = c"bulkhead-exec";
 pub const CHANNEL_FD: i32 = 3;
 /// Descriptor of the memfd with the plan.
 pub const PLAN_FD: i32 = 4;
-/// Descriptor of the container's pidfd (exec role).
+/// Descriptor of the container's pidfd (exec role); the first of those for the process
+/// (init role).
 pub const CONTAINER_FD: i32 = 5;
-/// Descriptor of the container's cgroup (exec role).
+/// Descriptor of the container's cgroup (exec role); those for the process follow.
 pub const CGROUP_FD: i32 = 6;
 
 /// Why a role failed.
@@ -109,7 +110,8 @@ fn play<P: DeserializeOwned>(role: fn(P, &Channel) -> Result<(), RoleError>) -> 
         eprintln!("bulkhead-agent: this role is not for people to start");
         std::process::exit(2);
     };
-    let channel = Channel::new(channel);
+    // Out of the way of the descriptors that the process gets.
+    let channel = Channel::new(sys::exec::lift(channel.as_fd()).unwrap_or(channel));
     sys::process::reset_signals();
     // What the container's processes could do to a helper in their midst
     // (ptrace, /proc/PID/exe) they cannot do to an undumpable one.

@@ -3,12 +3,12 @@
 
 use std::convert::Infallible;
 use std::ffi::CStr;
-use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
 use nix::errno::Errno;
 
-/// First descriptor number that [`keep_only`] may use for its sources.
-pub const FIRST_FREE: RawFd = 16;
+/// First descriptor number that [`replace`] and [`place`] never write to.
+pub const FIRST_FREE: RawFd = 16 + protocol::agent::MAX_DESCRIPTORS as RawFd;
 
 /// Duplicates `fd` to a number of at least [`FIRST_FREE`], so that
 /// [`replace`] cannot overwrite a source that is still needed.
@@ -69,6 +69,31 @@ pub fn inherited(fd: RawFd) -> Option<OwnedFd> {
     // SAFETY: it is open, and called once per number, at the start of a role,
     // before anything else could own it.
     Some(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Takes over `count` descriptors from `first` on, to numbers of [`FIRST_FREE`] and more.
+///
+/// # Errors
+/// EBADF when one is not open.
+pub fn inherited_from(first: RawFd, count: usize) -> Result<Vec<OwnedFd>, Errno> {
+    (first..)
+        .take(count)
+        .map(|number| inherited(number).ok_or(Errno::EBADF).and_then(|fd| lift(fd.as_fd())))
+        .collect()
+}
+
+/// Duplicates `fds` to `first` and what follows, inheritable: for a process that
+/// executes its program next, whatever it had there.
+///
+/// # Errors
+/// The kernel's, of dup2(2): EBADF above RLIMIT_NOFILE.
+pub fn place(fds: &[OwnedFd], first: RawFd) -> Result<(), Errno> {
+    for (number, fd) in (first..).zip(fds) {
+        // SAFETY: takes numbers. The target may belong to an owner, which uses it no
+        // more: what follows is execve or exit.
+        super::check(unsafe { libc::dup2(fd.as_raw_fd(), number) }.into())?;
+    }
+    Ok(())
 }
 
 /// Marks every descriptor from `first` on close-on-exec.

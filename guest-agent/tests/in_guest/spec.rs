@@ -89,13 +89,14 @@ pub fn create(id: &str, spec: Value, stdio: Stdio) -> Create {
         .into(),
         spec,
         stdio,
+        descriptors: Vec::new(),
         state: serde_json::Value::Null,
         files: vec![SeedFile { path: "/etc/hosts".into(), contents: "127.0.0.1 box\n".into() }],
     }
 }
 
 pub fn exec(id: &str, exec: &str, process: Value, stdio: Stdio) -> Exec {
-    Exec { process: name(id, Some(exec)), spec: process, stdio }
+    Exec { process: name(id, Some(exec)), spec: process, stdio, descriptors: Vec::new() }
 }
 
 pub fn name(id: &str, exec: Option<&str>) -> ProcessId {

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use anyhow::bail;
 use clap::Args;
 use runtime::oci::create::{CreateOptions, create};
+use runtime::oci::preserved::Preserved;
 use runtime::oci::verbs;
 
 use crate::args::Global;
@@ -37,8 +38,7 @@ pub struct Arguments {
 
 impl Arguments {
     /// For the library.
-    pub fn options(&self, global: &Global) -> anyhow::Result<CreateOptions> {
-        super::create::no_descriptors(self.preserve_fds)?;
+    pub fn options(&self, global: &Global, preserved: Preserved) -> anyhow::Result<CreateOptions> {
         if global.systemd_cgroup {
             bail!("--systemd-cgroup is not supported yet: use the cgroupfs driver of the engine");
         }
@@ -47,23 +47,15 @@ impl Arguments {
             console_socket: self.console_socket.clone(),
             console: None,
             globals: global.words(),
+            preserved,
         })
     }
 }
 
-/// Refuses what cannot be passed on yet.
-pub fn no_descriptors(count: u32) -> anyhow::Result<()> {
-    let activated = std::env::var("LISTEN_FDS").ok().and_then(|text| text.parse::<u32>().ok());
-    if count > 0 || activated.is_some_and(|count| count > 0) {
-        bail!("--preserve-fds and socket activation (LISTEN_FDS) are not supported yet");
-    }
-    Ok(())
-}
-
 /// Creates the container.
-pub fn run(global: &Global, arguments: &Arguments) -> anyhow::Result<u8> {
+pub fn run(global: &Global, arguments: &Arguments, preserved: Preserved) -> anyhow::Result<u8> {
     let root = super::root(global);
-    let pid = create(&root, &arguments.id, &arguments.options(global)?)?;
+    let pid = create(&root, &arguments.id, &arguments.options(global, preserved)?)?;
     if let Some(path) = &arguments.pid_file
         && let Err(error) = verbs::write_pid_file(path, pid)
     {

@@ -5,11 +5,11 @@ use std::path::PathBuf;
 use anyhow::{Context, anyhow, bail};
 use clap::Args;
 use runtime::oci::exec::{ExecOptions, detached, foreground};
+use runtime::oci::preserved::Preserved;
 use runtime::oci::store::Container;
 use runtime::oci::verbs;
 use serde_json::{Value, json};
 
-use super::create::no_descriptors;
 use crate::args::Global;
 
 /// Options of `exec`.
@@ -56,7 +56,7 @@ pub struct Arguments {
     process_label: Option<String>,
     /// Pass on this many descriptors, from 3
     #[arg(long, value_name = "NUMBER", default_value_t = 0)]
-    preserve_fds: u32,
+    pub preserve_fds: u32,
     /// A cgroup below the container's
     #[arg(long, value_name = "PATH")]
     cgroup: Vec<String>,
@@ -86,12 +86,11 @@ impl std::fmt::Display for NotRun {
 }
 
 /// Runs the process.
-pub fn run(global: &Global, arguments: &Arguments) -> anyhow::Result<u8> {
-    attempt(global, arguments).context(NotRun)
+pub fn run(global: &Global, arguments: &Arguments, preserved: Preserved) -> anyhow::Result<u8> {
+    attempt(global, arguments, preserved).context(NotRun)
 }
 
-fn attempt(global: &Global, arguments: &Arguments) -> anyhow::Result<u8> {
-    no_descriptors(arguments.preserve_fds)?;
+fn attempt(global: &Global, arguments: &Arguments, preserved: Preserved) -> anyhow::Result<u8> {
     if !arguments.cgroup.is_empty() {
         bail!("--cgroup is not supported: the container's cgroups are in the guest");
     }
@@ -104,6 +103,7 @@ fn attempt(global: &Global, arguments: &Arguments) -> anyhow::Result<u8> {
         process,
         console_socket: arguments.console_socket.clone(),
         globals: global.words(),
+        preserved,
     };
     let write_pid = |pid| match &arguments.pid_file {
         Some(path) => verbs::write_pid_file(path, pid),
@@ -115,7 +115,7 @@ fn attempt(global: &Global, arguments: &Arguments) -> anyhow::Result<u8> {
     }
     write_pid(std::process::id() as i32)?;
     let event_loop = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let fate = event_loop.block_on(foreground(&container, &options));
+    let fate = event_loop.block_on(foreground(&container, options));
     event_loop.shutdown_background();
     Ok(super::code_of_fate(fate?))
 }

@@ -19,34 +19,53 @@ use std::io::Write;
 use anyhow::{Context, bail};
 use runtime::oci::create::Inherited;
 use runtime::oci::monitor::{self, Fate};
+use runtime::oci::preserved::Preserved;
 use runtime::oci::store::Container;
-use runtime::oci::{Root, exec as exec_lib, verbs};
+use runtime::oci::{OciError, Root, exec as exec_lib, verbs};
 
 use crate::args::{Arguments, Command, Global};
 
-/// What a monitor was started with, taken before this process opens a file.
-pub fn inherited(command: &Command) -> Option<Inherited> {
-    match command {
-        Command::Monitor(options) => Some(Inherited::take(options.console, false)),
-        Command::ExecMonitor(options) => Some(Inherited::take(options.console, true)),
-        _ => None,
+/// What this process was started with, taken before it opens a file.
+pub struct Given {
+    /// A monitor.
+    inherited: Option<Inherited>,
+    /// A verb, for the process that it makes.
+    preserved: Result<Preserved, OciError>,
+}
+
+impl Given {
+    /// Takes it over.
+    pub fn take(command: &Command) -> Given {
+        let inherited = match command {
+            Command::Monitor(m) => Some(Inherited::take(m.console, false, m.descriptors)),
+            Command::ExecMonitor(m) => Some(Inherited::take(m.console, true, m.descriptors)),
+            _ => None,
+        };
+        let preserved = match command {
+            Command::Create(options) => Preserved::take(true, options.preserve_fds),
+            Command::Run(options) => Preserved::take(true, options.create.preserve_fds),
+            Command::Exec(options) => Preserved::take(false, options.preserve_fds),
+            _ => Ok(Preserved::default()),
+        };
+        Given { inherited, preserved }
     }
 }
 
 /// Carries out the verb; the exit code.
-pub fn dispatch(arguments: &Arguments, inherited: Option<Inherited>) -> anyhow::Result<u8> {
+pub fn dispatch(arguments: &Arguments, given: Given) -> anyhow::Result<u8> {
     let global = &arguments.global;
+    let Given { inherited, preserved } = given;
     match &arguments.command {
-        Command::Create(options) => create::run(global, options),
+        Command::Create(options) => create::run(global, options, preserved?),
         Command::Start(options) => {
             verbs::start(&find(global, &options.id)?)?;
             Ok(0)
         }
-        Command::Run(options) => run::run(global, options),
+        Command::Run(options) => run::run(global, options, preserved?),
         Command::State(options) => state::run(global, options),
         Command::Kill(options) => kill::run(global, options),
         Command::Delete(options) => delete::run(global, options),
-        Command::Exec(options) => exec::run(global, options),
+        Command::Exec(options) => exec::run(global, options, preserved?),
         Command::List(options) => list::run(global, options),
         Command::Ps(options) => ps::run(global, options),
         Command::Pause(options) => pause::run(global, options, true),

@@ -6,6 +6,7 @@ use anyhow::Context;
 use clap::Args;
 use runtime::oci::create::create;
 use runtime::oci::foreground::Foreground;
+use runtime::oci::preserved::Preserved;
 use runtime::oci::verbs;
 
 use super::create as create_verb;
@@ -16,7 +17,7 @@ use crate::args::Global;
 pub struct Arguments {
     /// Those of `create`
     #[command(flatten)]
-    create: create_verb::Arguments,
+    pub create: create_verb::Arguments,
     /// Do not wait for it
     #[arg(short, long)]
     detach: bool,
@@ -29,10 +30,10 @@ pub struct Arguments {
 }
 
 /// Runs the container.
-pub fn run(global: &Global, arguments: &Arguments) -> anyhow::Result<u8> {
+pub fn run(global: &Global, arguments: &Arguments, preserved: Preserved) -> anyhow::Result<u8> {
     let root = super::root(global);
     let id = &arguments.create.id;
-    let mut options = arguments.create.options(global)?;
+    let mut options = arguments.create.options(global, preserved)?;
     let terminal = (!arguments.detach && options.console_socket.is_none())
         .then(|| Foreground::terminal(&options.bundle))
         .transpose()?

@@ -118,6 +118,7 @@ impl ContainerConfig {
             sources: self.spec.sources.clone(),
             spec: self.spec.spec.clone(),
             stdio,
+            descriptors: Vec::new(),
             state: serde_json::Value::Null,
             files: self.spec.files.clone(),
         }

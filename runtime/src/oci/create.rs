@@ -10,6 +10,7 @@ use serde_json::Value;
 
 use super::handshake::{Channel, Word};
 use super::plan::Plan;
+use super::preserved::Preserved;
 use super::store::{Container, Live, Lock, Phase, Record, Root, VERSION, valid_id};
 use super::{Bundle, OciError, console, hooks};
 use crate::sandbox::cgroup::{self, CgroupConfig};
@@ -22,9 +23,13 @@ const CHANNEL_FD: i32 = 3;
 const CONSOLE_FD: i32 = 4;
 /// Descriptor of a file with what an exec's monitor needs.
 const ORDER_FD: i32 = 5;
+/// Descriptor of the first that the container's process gets.
+const DESCRIPTORS_FD: i32 = 6;
 
 /// The word on a monitor's command line that says that it has a console socket.
 pub const CONSOLE_WORD: &str = "--console";
+/// The same for the number of descriptors that the process gets.
+pub const DESCRIPTORS_WORD: &str = "--descriptors";
 
 /// What a monitor was started with.
 #[derive(Debug)]
@@ -32,19 +37,24 @@ pub struct Inherited {
     pub(super) channel: Option<UnixStream>,
     pub(super) console: Option<UnixStream>,
     pub(super) order: Option<OwnedFd>,
+    pub(super) descriptors: Vec<OwnedFd>,
 }
 
 impl Inherited {
     /// Takes it over and closes all else but the standard streams. Before the process
     /// opens anything: it would get a number that it takes for one of these.
-    pub fn take(console: bool, order: bool) -> Inherited {
+    pub fn take(console: bool, order: bool, descriptors: u16) -> Inherited {
         let take = |wanted: bool, number| wanted.then(|| descriptors::inherited(number).ok());
         let inherited = Inherited {
             channel: take(true, CHANNEL_FD).flatten().map(UnixStream::from),
             console: take(console, CONSOLE_FD).flatten().map(UnixStream::from),
             order: take(order, ORDER_FD).flatten(),
+            descriptors: (DESCRIPTORS_FD..)
+                .take(descriptors.into())
+                .filter_map(|number| descriptors::inherited(number).ok())
+                .collect(),
         };
-        descriptors::close_from(ORDER_FD as u32 + 1);
+        descriptors::close_from(DESCRIPTORS_FD as u32 + u32::from(descriptors));
         inherited
     }
 }
@@ -61,6 +71,8 @@ pub struct CreateOptions {
     /// Words of this program's command line that the monitor gets as well: `--root`,
     /// `--log` and the like.
     pub globals: Vec<String>,
+    /// What the process gets beside its stdio.
+    pub preserved: Preserved,
 }
 
 /// Creates a container; its pid. Its stdio is that of this process.
@@ -72,7 +84,8 @@ pub fn create(root: &Root, id: &str, options: &CreateOptions) -> Result<i32, Oci
         return Err(OciError::InvalidId(id.into()));
     }
     let bundle = Bundle::load(&options.bundle)?;
-    let plan = Plan::new(id, &bundle)?;
+    let mut plan = Plan::new(id, &bundle)?;
+    plan.activate(options.preserved.activated);
     let socket = connect_console(&plan, options)?;
     let annotations = bundle.spec.annotations().clone().unwrap_or_default();
     let record = Record {
@@ -137,7 +150,7 @@ fn bring_up(
     cgroup::make(&CgroupConfig { path: plan.cgroup.clone(), limits })?;
     let mut words = options.globals.clone();
     words.push("monitor".into());
-    let mut helper = Helper::spawn(words, container.id(), socket, None)?;
+    let mut helper = Helper::spawn(words, container.id(), socket, None, &options.preserved)?;
     let pid = helper.pid();
     helper.expect(&Word::Namespaces)?;
     let of = container.record.hooks.as_ref();
@@ -189,14 +202,17 @@ pub(super) struct Helper {
 }
 
 impl Helper {
-    /// Starts it with `words` and `id`; `console` becomes its descriptor 4, `order` 5.
+    /// Starts it with `words` and `id`; `console` becomes its descriptor 4, `order` 5,
+    /// and the preserved ones follow.
     pub(super) fn spawn(
         mut words: Vec<String>,
         id: &str,
         console: Option<UnixStream>,
         order: Option<OwnedFd>,
+        preserved: &Preserved,
     ) -> Result<Helper, OciError> {
         words.extend(console.as_ref().map(|_| CONSOLE_WORD.to_owned()));
+        words.push(format!("{DESCRIPTORS_WORD}={}", preserved.fds.len()));
         words.push(id.to_owned());
         let program = "/proc/self/exe";
         let socket = || UnixStream::pair().map_err(OciError::io("a socket pair"));
@@ -204,12 +220,13 @@ impl Helper {
         let mut command = Command::new(program);
         // What engines tell apart by name is our program, not "exe".
         command.arg0("bulkhead-runtime").args(words);
-        let fds = descriptors::Inherit::new([
+        let mut places = vec![
             (theirs.as_fd().as_raw_fd(), CHANNEL_FD),
             (console.as_ref().map_or(-1, AsRawFd::as_raw_fd), CONSOLE_FD),
             (order.as_ref().map_or(-1, AsRawFd::as_raw_fd), ORDER_FD),
-        ]);
-        fds.apply(&mut command);
+        ];
+        places.extend(preserved.fds.iter().map(AsRawFd::as_raw_fd).zip(DESCRIPTORS_FD..));
+        descriptors::Inherit::new(places).apply(&mut command);
         let child = command.spawn().map_err(OciError::io(program))?;
         Ok(Helper { child: Some(child), channel: Channel::new(ours) })
     }

@@ -17,6 +17,7 @@ use serde_json::Value;
 use super::create::{Helper, Inherited};
 use super::handshake::{Channel, Word};
 use super::monitor::{Fate, join_cgroup, leave_stdio, stdio};
+use super::preserved::Preserved;
 use super::store::{Container, Live, Root, Status};
 use super::{OciError, console};
 use crate::agent::{Agent, AgentError};
@@ -25,8 +26,8 @@ use crate::files::FileError;
 use crate::id;
 use crate::streams::forward::{Caught, follow_size};
 use crate::streams::terminal::RawTerminal;
-use crate::streams::{HostStdio, Input, Output, Streams};
-use crate::sys::descriptors;
+use crate::streams::{HostStdio, Input, Output, Streams, descriptors};
+use crate::sys::descriptors::own_stdio;
 
 /// How long an output may stay silent after the process's end: its children may
 /// hold it open for ever.
@@ -43,6 +44,8 @@ pub struct ExecOptions {
     pub console_socket: Option<PathBuf>,
     /// As for `create`.
     pub globals: Vec<String>,
+    /// As for `create`.
+    pub preserved: Preserved,
 }
 
 /// What an exec's monitor is told.
@@ -62,7 +65,7 @@ pub fn detached(container: &Container, options: &ExecOptions) -> Result<i32, Oci
     words.push("exec-monitor".into());
     let order = Order { process: options.process.clone() };
     let order = in_memory(&order).map_err(OciError::io("a file in memory"))?;
-    let mut helper = Helper::spawn(words, container.id(), socket, Some(order))?;
+    let mut helper = Helper::spawn(words, container.id(), socket, Some(order), &options.preserved)?;
     helper.ready()?;
     let pid = helper.pid();
     helper.release();
@@ -73,15 +76,16 @@ pub fn detached(container: &Container, options: &ExecOptions) -> Result<i32, Oci
 ///
 /// # Errors
 /// As [`detached`].
-pub async fn foreground(container: &Container, options: &ExecOptions) -> Result<Fate, OciError> {
+pub async fn foreground(container: &Container, options: ExecOptions) -> Result<Fate, OciError> {
     running(container)?;
     let wants_terminal = options.process["terminal"] == true;
-    let (stdio, terminal) = match (connect(options)?, wants_terminal) {
+    let (stdio, terminal) = match (connect(&options)?, wants_terminal) {
         (Some(socket), _) => stdio(Some(socket))?,
         (None, true) => own_terminal()?,
         (None, false) => stdio(None)?,
     };
-    let begun = Attended::begin(container, options.process.clone(), stdio, terminal).await?;
+    let stdio = HostStdio { descriptors: descriptors::all(options.preserved.fds)?, ..stdio };
+    let begun = Attended::begin(container, options.process, stdio, terminal).await?;
     begun.attend().await
 }
 
@@ -90,7 +94,9 @@ pub async fn foreground(container: &Container, options: &ExecOptions) -> Result<
 /// # Errors
 /// When it cannot even begin.
 pub fn monitor(root: &Root, id: &str, inherited: Inherited) -> Result<Fate, OciError> {
-    let Inherited { channel: Some(socket), console, order: Some(order) } = inherited else {
+    let Inherited { channel: Some(socket), console, order: Some(order), descriptors: fds } =
+        inherited
+    else {
         return Err(OciError::Monitor("`exec-monitor` is started by `exec`, not by people".into()));
     };
     let mut channel = Channel::new(socket);
@@ -114,6 +120,7 @@ pub fn monitor(root: &Root, id: &str, inherited: Inherited) -> Result<Fate, OciE
     let fate = runtime.block_on(async {
         let begun = async {
             let (stdio, terminal) = stdio(console)?;
+            let stdio = HostStdio { descriptors: descriptors::all(fds)?, ..stdio };
             Attended::begin(&container, order.process, stdio, terminal).await
         };
         match begun.await {
@@ -151,12 +158,13 @@ fn connect(options: &ExecOptions) -> Result<Option<UnixStream>, OciError> {
 /// This process's own terminal, made raw.
 pub(super) fn own_terminal() -> Result<(HostStdio, Option<RawTerminal>), OciError> {
     let failed = || OciError::io("the terminal");
-    let own = |number| descriptors::own_stdio(number).map_err(failed());
+    let own = |number| own_stdio(number).map_err(failed());
     let host = HostStdio {
         terminal: true,
         stdin: Input::Fd(own(0)?),
         stdout: Output { fd: Some(own(1)?), log: None },
         stderr: Output::default(),
+        descriptors: Vec::new(),
     };
     let raw = RawTerminal::enter(own(0)?).map_err(|errno| failed()(errno.into()))?;
     Ok((host, Some(raw)))
@@ -197,7 +205,12 @@ impl Attended {
         let name = id::random::<8>().map_err(OciError::io("/dev/urandom"))?;
         let process =
             ProcessId { container: container.id().to_owned(), exec: Some(id::hex(&name)) };
-        let exec = Exec { process: process.clone(), spec, stdio: stdio.announced() };
+        let exec = Exec {
+            process: process.clone(),
+            spec,
+            stdio: stdio.announced(),
+            descriptors: stdio.announced_descriptors(),
+        };
         agent.order(Call::Exec(Box::new(exec))).await?;
         let streams = Streams::attach(&container.machine_dir(), &process, stdio)
             .await

@@ -28,6 +28,7 @@ pub mod handshake;
 pub mod hooks;
 pub mod monitor;
 pub mod plan;
+pub mod preserved;
 pub mod store;
 pub mod verbs;
 
@@ -101,6 +102,12 @@ pub enum OciError {
     /// What the monitor said.
     #[error("{0}")]
     Monitor(String),
+    /// Descriptors that are to be passed on.
+    #[error("{0}")]
+    Descriptors(String),
+    /// One that cannot be.
+    #[error(transparent)]
+    Descriptor(#[from] crate::streams::descriptors::DescriptorError),
     /// It does not end.
     #[error("container {id:?} did not end within {seconds} s although it was killed")]
     Immortal {

@@ -19,8 +19,8 @@ use crate::container::chain;
 use crate::sandbox::{CgroupConfig, LaunchTimings, Sandbox, SandboxConfig, boot_timeout};
 use crate::streams::forward::{Caught, follow_size};
 use crate::streams::terminal::RawTerminal;
-use crate::streams::{HostStdio, Input, Output, Streams};
-use crate::sys::descriptors;
+use crate::streams::{HostStdio, Input, Output, Streams, descriptors};
+use crate::sys::descriptors::{leave_stdio as leave, own_stdio};
 use crate::time::Timestamp;
 
 /// How long an output may stay silent after its container's end.
@@ -44,7 +44,7 @@ pub enum Fate {
 /// # Errors
 /// When it cannot even begin.
 pub fn run(root: &Root, id: &str, uids: &Path, inherited: Inherited) -> Result<Fate, OciError> {
-    let Inherited { channel: Some(socket), console, .. } = inherited else {
+    let Inherited { channel: Some(socket), console, descriptors, .. } = inherited else {
         return Err(OciError::Monitor("`monitor` is started by `create`, not by people".into()));
     };
     let mut channel = Channel::new(socket);
@@ -60,7 +60,7 @@ pub fn run(root: &Root, id: &str, uids: &Path, inherited: Inherited) -> Result<F
     }
     let runtime = super::event_loop()?;
     let fate = runtime.block_on(async {
-        let begun = Monitor::begin(&container, alive, console, uids).await;
+        let begun = Monitor::begin(&container, alive, console, descriptors, uids).await;
         match begun {
             Ok((monitor, timings)) => {
                 leave_stdio()?;
@@ -87,7 +87,7 @@ pub fn run(root: &Root, id: &str, uids: &Path, inherited: Inherited) -> Result<F
 /// The container's streams have copies of the standard ones, and close them at their
 /// end, which others wait for: this process must not hold them open.
 pub(super) fn leave_stdio() -> Result<(), OciError> {
-    descriptors::leave_stdio().map_err(OciError::io("/dev/null"))
+    leave().map_err(OciError::io("/dev/null"))
 }
 
 /// Makes this process the container's: session, cgroup, network namespace.
@@ -141,10 +141,13 @@ impl<'a> Monitor<'a> {
         container: &'a Container,
         alive: MonitorLock,
         console: Option<UnixStream>,
+        descriptors: Vec<OwnedFd>,
         uids: &Path,
     ) -> Result<(Monitor<'a>, LaunchTimings), OciError> {
         let plan = &container.record.plan;
         let signals = Caught::begin().map_err(OciError::io("signals"))?;
+        // Before the machine is begun, which takes longer.
+        let descriptors = descriptors::all(descriptors)?;
         let mut sandbox = Sandbox::launch(&SandboxConfig {
             id: container.id().to_owned(),
             directory: container.machine_dir(),
@@ -157,7 +160,8 @@ impl<'a> Monitor<'a> {
         })
         .await?;
         let (stdio, terminal) = stdio(console)?;
-        let create = plan.create_call(container.id(), stdio.announced());
+        let stdio = HostStdio { descriptors, ..stdio };
+        let create = plan.create_call(container.id(), &stdio);
         let built = async {
             sandbox.agent().order(Call::Create(Box::new(create))).await?;
             let process = process(container);
@@ -232,13 +236,14 @@ pub(super) fn stdio(
 ) -> Result<(HostStdio, Option<RawTerminal>), OciError> {
     let failed = || OciError::io("standard streams");
     let Some(socket) = console else {
-        let own = descriptors::own_stdio;
+        let own = own_stdio;
         let output = |number| own(number).map(|fd| Output { fd: Some(fd), log: None });
         let host = HostStdio {
             terminal: false,
             stdin: own(0).map_or(Input::None, Input::Fd),
             stdout: output(1).unwrap_or_default(),
             stderr: output(2).unwrap_or_default(),
+            descriptors: Vec::new(),
         };
         return Ok((host, None));
     };
@@ -252,6 +257,7 @@ pub(super) fn stdio(
         stdin: Input::Fd(copy()?),
         stdout: Output { fd: Some(copy()?), log: None },
         stderr: Output::default(),
+        descriptors: Vec::new(),
     };
     let raw = RawTerminal::enter(terminal).map_err(|errno| failed()(errno.into()))?;
     Ok((host, Some(raw)))

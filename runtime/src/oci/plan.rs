@@ -13,7 +13,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::{LinuxNamespaceType, LinuxResources, Mount};
-use protocol::agent::{Create, Rootfs, Stdio};
+use protocol::agent::{Create, Rootfs};
 use protocol::machine::ShareKind;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -21,6 +21,7 @@ use serde_json::{Value, json};
 use super::bundle::{Bundle, BundleError, field};
 use crate::limits::{Bytes, Cpus, Limits, Shape};
 use crate::sandbox::{ShareConfig, cgroup};
+use crate::streams::HostStdio;
 
 /// Name of the share that is the root file system.
 const ROOT: &str = "root";
@@ -120,14 +121,29 @@ impl Plan {
         })
     }
 
+    /// Tells the process of `count` sockets of a socket activation, see
+    /// sd_listen_fds(3). It is the first process, as runc has it.
+    pub fn activate(&mut self, count: usize) {
+        if count == 0 {
+            return;
+        }
+        let words = [format!("LISTEN_FDS={count}"), "LISTEN_PID=1".to_owned()].map(Value::from);
+        let env = &mut self.spec["process"]["env"];
+        match env.as_array_mut() {
+            Some(list) => list.extend(words),
+            None => *env = Value::from(words.to_vec()),
+        }
+    }
+
     /// The call that builds the container in the guest.
-    pub fn create_call(&self, id: &str, stdio: Stdio) -> Create {
+    pub fn create_call(&self, id: &str, host: &HostStdio) -> Create {
         Create {
             container: id.to_owned(),
             rootfs: Rootfs::Share { path: format!("{}/{ROOT}", ShareKind::Private.dir()) },
             sources: self.sources.clone(),
             spec: self.spec.clone(),
-            stdio,
+            stdio: host.announced(),
+            descriptors: host.announced_descriptors(),
             state: self.state.clone(),
             files: Vec::new(),
         }

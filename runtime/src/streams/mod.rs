@@ -18,7 +18,9 @@
 //! * [`Streams::finish`] waits for the last byte, as long as bytes move or the
 //!   host's reader is what we wait for.
 
+pub mod descriptors;
 pub mod forward;
+mod listener;
 mod pump;
 pub mod terminal;
 
@@ -26,13 +28,15 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use protocol::agent::{ProcessId, Stdio, Stream, StreamHello, StreamReply};
+use protocol::agent::{Descriptor, ProcessId, Stdio, Stream, StreamHello, StreamReply};
 use protocol::frame;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 
 use crate::agent::{AgentError, CALL_TIMEOUT, ConnectError, connect_port};
 use crate::log_file::LogWriter;
+use descriptors::Extra;
+use listener::Listener;
 use pump::Pump;
 
 /// Why a stream could not be attached.
@@ -99,6 +103,8 @@ pub struct HostStdio {
     pub stdout: Output,
     /// Standard error; unused with a terminal.
     pub stderr: Output,
+    /// What follows: 3, 4, ...
+    pub descriptors: Vec<Extra>,
 }
 
 impl HostStdio {
@@ -114,12 +120,19 @@ impl HostStdio {
             terminal: false,
         }
     }
+
+    /// The same of the further descriptors.
+    pub fn announced_descriptors(&self) -> Vec<Descriptor> {
+        self.descriptors.iter().map(|extra| extra.kind).collect()
+    }
 }
 
 /// The pumps of one process.
+#[derive(Default)]
 pub struct Streams {
     inputs: Vec<Pump>,
     outputs: Vec<Pump>,
+    listeners: Vec<Listener>,
     /// A stream that is only held open.
     _idle: Option<std::os::unix::net::UnixStream>,
 }
@@ -136,7 +149,10 @@ impl Streams {
     ) -> Result<Streams, StreamError> {
         let opener = Opener { sandbox: sandbox.into(), process: process.clone() };
         let announced = host.announced();
-        let mut streams = Streams { inputs: Vec::new(), outputs: Vec::new(), _idle: None };
+        let mut streams = Streams::default();
+        for (number, extra) in (0..).zip(host.descriptors) {
+            streams.add(&opener, Stream::Descriptor(number), extra).await?;
+        }
         if announced.terminal {
             let stream = opener.open(Stream::Terminal).await?;
             let writer = stream.try_clone()?;
@@ -165,11 +181,41 @@ impl Streams {
         Ok(streams)
     }
 
+    async fn add(
+        &mut self,
+        opener: &Opener,
+        stream: Stream,
+        Extra { kind, fd }: Extra,
+    ) -> Result<(), StreamError> {
+        match kind {
+            Descriptor::Null => {}
+            Descriptor::Listener(_) => {
+                self.listeners.push(Listener::begin(opener.clone(), stream, fd)?);
+            }
+            Descriptor::Input => self.inputs.push(Pump::input(fd, opener.open(stream).await?)?),
+            Descriptor::Output => {
+                let output = Output { fd: Some(fd), log: None };
+                let source = opener.open(stream).await?;
+                self.outputs.push(Pump::output("a descriptor", source, output)?);
+            }
+            Descriptor::Socket => {
+                let [input, output] = Pump::both_ways(fd, opener.open(stream).await?)?;
+                self.inputs.push(input);
+                self.outputs.push(output);
+            }
+        }
+        Ok(())
+    }
+
     /// After the process's end: waits for the last bytes of its outputs. An
     /// output that nothing comes from for `grace`, because something else holds
     /// it open or the guest stalls, is closed: the names of those.
     pub async fn finish(mut self, grace: Duration) -> Vec<&'static str> {
         let mut cut = Vec::new();
+        for [input, output] in self.listeners.drain(..).flat_map(Listener::end) {
+            self.inputs.push(input);
+            self.outputs.push(output);
+        }
         for pump in &mut self.outputs {
             if !pump.drain(grace).await {
                 cut.push(pump.name);
@@ -180,6 +226,7 @@ impl Streams {
 }
 
 /// Opens streams of one process.
+#[derive(Clone)]
 struct Opener {
     sandbox: PathBuf,
     process: ProcessId,

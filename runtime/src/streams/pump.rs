@@ -56,6 +56,28 @@ impl Pump {
         })
     }
 
+    /// Between a connected socket of the host and a stream of the guest that goes both
+    /// ways.
+    pub(super) fn both_ways(host: OwnedFd, guest: UnixStream) -> io::Result<[Pump; 2]> {
+        let input = Pump::input(host.try_clone()?, guest.try_clone()?)?;
+        let output = Pump::spawn("a socket", guest, move |_, mut socket, progress| {
+            let copy = host.try_clone().ok();
+            copy_output(&mut socket, Output { fd: Some(host), log: None }, progress);
+            // The other half is the input's.
+            if let Some(copy) = copy {
+                use std::os::fd::AsRawFd;
+                let _ =
+                    nix::sys::socket::shutdown(copy.as_raw_fd(), nix::sys::socket::Shutdown::Write);
+            }
+        })?;
+        Ok([input, output])
+    }
+
+    /// Whether it has come to its end.
+    pub(super) fn is_finished(&self) -> bool {
+        self.thread.as_ref().is_none_or(std::thread::JoinHandle::is_finished)
+    }
+
     fn spawn<F>(name: &'static str, socket: UnixStream, copy: F) -> io::Result<Pump>
     where
         F: FnOnce(&EventFd, UnixStream, &Progress) + Send + 'static,

@@ -85,6 +85,13 @@ pub fn watch_process(process: Arc<PidFd>) -> std::io::Result<AsyncFd<Arc<PidFd>>
     Ok(unsafe { AsyncFd::register(process) }?)
 }
 
+/// Takes a connection from the listening socket `fd`, if there is one.
+pub fn accept(fd: BorrowedFd) -> Option<OwnedFd> {
+    let raw = nix::sys::socket::accept4(fd.as_raw_fd(), nix::sys::socket::SockFlag::SOCK_CLOEXEC);
+    // SAFETY: accept4 has just made this number for nobody else.
+    raw.ok().map(|raw| unsafe { OwnedFd::from_raw_fd(raw) })
+}
+
 /// Rows and columns of the terminal `fd`.
 ///
 /// # Errors
@@ -147,38 +154,38 @@ pub fn inherited(number: i32) -> nix::Result<OwnedFd> {
 }
 
 /// Descriptors that a program is started with, beside its standard three.
-#[derive(Debug, Clone, Copy)]
-pub struct Inherit<const N: usize>([(i32, i32); N]);
+#[derive(Debug, Clone)]
+pub struct Inherit(Vec<(i32, i32)>);
 
-impl<const N: usize> Inherit<N> {
+impl Inherit {
     /// Pairs of a descriptor of ours and its number there. For a negative one, that
-    /// number is closed there, whatever this process has open by it. The numbers
-    /// must be small: 16 and up are used on the way.
-    pub fn new(places: [(i32, i32); N]) -> Inherit<N> {
+    /// number is closed there, whatever this process has open by it.
+    pub fn new(places: Vec<(i32, i32)>) -> Inherit {
         Inherit(places)
     }
 
     /// Has `command` place them. Ours must stay open until it is spawned.
     pub fn apply(self, command: &mut std::process::Command) {
         use std::os::unix::process::CommandExt;
+        let above = self.0.iter().map(|(_, to)| to + 1).max().unwrap_or(0);
+        let mut high = vec![-1; self.0.len()];
         let place = move || -> std::io::Result<()> {
-            let mut high = [-1; N];
-            for (copy, (from, _)) in high.iter_mut().zip(self.0) {
-                if from >= 0 {
+            for (copy, (from, _)) in high.iter_mut().zip(&self.0) {
+                if *from >= 0 {
                     // SAFETY: takes numbers; the copy lies above all targets, so that
                     // none is overwritten before its turn, and is closed by exec.
-                    *copy = unsafe { libc::fcntl(from, libc::F_DUPFD_CLOEXEC, 16) };
+                    *copy = unsafe { libc::fcntl(*from, libc::F_DUPFD_CLOEXEC, above) };
                     nix::errno::Errno::result(*copy)?;
                 }
             }
-            for (copy, (_, to)) in high.iter().zip(self.0) {
+            for (copy, (_, to)) in high.iter().zip(&self.0) {
                 let result = if *copy < 0 {
                     // SAFETY: as below. That it is not open is no error.
-                    unsafe { libc::close(to) }.max(0)
+                    unsafe { libc::close(*to) }.max(0)
                 } else {
                     // SAFETY: takes numbers; nothing in this child owns `to`, since
                     // it executes another program next.
-                    unsafe { libc::dup2(*copy, to) }
+                    unsafe { libc::dup2(*copy, *to) }
                 };
                 nix::errno::Errno::result(result)?;
             }

@@ -167,3 +167,57 @@ fn resize(terminal: &std::fs::File, rows: u16, columns: u16) {
     let result = unsafe { libc::ioctl(terminal.as_raw_fd(), libc::TIOCSWINSZ, &size) };
     assert_eq!(result, 0);
 }
+
+both!(further_descriptors_are_passed_on, |runtime| {
+    let script = "read line <&3; echo got $line >&4; read word <&5; echo $word back >&5; \
+                  [ -e /proc/self/fd/6 ] || echo no more; sleep 100";
+    let bundle = Bundle::new(runtime, script);
+    let server = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = server.local_addr().unwrap().port();
+    let peer = std::thread::spawn(move || {
+        use std::io::{BufRead, BufReader, Write};
+        let mut connection = server.accept().unwrap().0;
+        connection.write_all(b"there and\n").unwrap();
+        let mut line = String::new();
+        BufReader::new(connection).read_line(&mut line).unwrap();
+        line
+    });
+    let verb = bundle.command(&["run", "-d", "--preserve-fds", "3", &bundle.id]);
+    let words: Vec<_> = verb.get_args().map(|word| word.to_string_lossy()).collect();
+    let (out, four) = (bundle.file("out"), bundle.file("four"));
+    // Of bash's own descriptors the last is not ours to pass on.
+    script_in(
+        &bundle,
+        &format!(
+            "exec 3< <(echo a line) 4>{four} 5<>/dev/tcp/127.0.0.1/{port} 7</dev/zero; \
+             {runtime} {} >{out} 2>&1 </dev/null",
+            words.join(" ")
+        ),
+    );
+    assert_eq!(peer.join().unwrap(), "there and back\n");
+    eventually("its output", || bundle.output() == "no more\n");
+    assert_eq!(std::fs::read_to_string(&four).unwrap(), "got a line\n");
+    for detach in ["", "--detach"] {
+        let exec = bundle.command(&["exec", "--preserve-fds", "2"]);
+        let words: Vec<_> = exec.get_args().map(|word| word.to_string_lossy()).collect();
+        script_in(
+            &bundle,
+            &format!(
+                "{runtime} {} {detach} {} sh -c 'cat <&3 >&4' 3<<<'{runtime}{detach}' 4>{four} \
+                 >{out} 2>&1 </dev/null",
+                words.join(" "),
+                bundle.id
+            ),
+        );
+        let wanted = format!("{runtime}{detach}\n");
+        eventually("what it read", || std::fs::read_to_string(&four).unwrap() == wanted);
+    }
+    let closed = bundle.verb(&["exec", "--preserve-fds", "30", &bundle.id, "true"]);
+    assert_ne!(closed.status, 0, "descriptors that are not open");
+});
+
+#[track_caller]
+fn script_in(bundle: &Bundle, text: &str) {
+    let finished = script(&format!("cd {}; {text}", bundle.path().display()));
+    assert_eq!(finished.status, 0, "{} {}", finished.stderr, bundle.output());
+}

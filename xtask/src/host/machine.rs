@@ -234,11 +234,16 @@ fn qemu_command(
     for firmware in &qemu.firmware {
         command.arg("-L").arg(firmware);
     }
-    let (accelerator, cpus) = match options.icount {
-        Some(_) => ("tcg,thread=single", 1),
-        // QEMU's largest buffer of translated code: every guest's kernel is new code,
-        // and a flush of the full buffer can kill the host (tests/host/README.md).
-        None => ("tcg,thread=multi,tb-size=2000", options.cpus),
+    let (accelerator, cpus, line) = match options.icount {
+        Some(_) => ("tcg,thread=single", 1, COMMAND_LINE.to_owned()),
+        // One processor more than is used: no guest may run on the first one
+        // (tests/host/README.md). Every guest's kernel is new code to QEMU, hence its
+        // largest buffer for what it translates.
+        None => (
+            "tcg,thread=multi,tb-size=2000",
+            options.cpus + 1,
+            format!("{COMMAND_LINE} isolcpus=0"),
+        ),
     };
     if let Some(shift) = options.icount {
         command.args(["-icount", &format!("shift={shift}")]);
@@ -253,7 +258,7 @@ fn qemu_command(
         "-initrd",
         &at("initramfs"),
         "-append",
-        COMMAND_LINE,
+        &line,
     ]);
     command.args(["-serial", &format!("file:{}", at("console.log"))]);
     command.args(["-chardev", &format!("socket,id=fs,path={}", at("fs.sock"))]);
