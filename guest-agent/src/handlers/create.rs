@@ -10,6 +10,7 @@ use tokio::io::Interest;
 use crate::cgroup::{Cgroup, CgroupError};
 use crate::descriptors;
 use crate::error::{SystemContext, chain, error};
+use crate::kmsg;
 use crate::plan::{Plan, PlanError};
 use crate::roles::channel::{FromRole, RoleHandle};
 use crate::roles::{self, identity};
@@ -97,7 +98,7 @@ impl Drop for Unfinished {
             cgroup.kill();
             tokio::task::spawn_local(async move {
                 if let Err(error) = cgroup.remove().await {
-                    crate::kmsg::log(&chain(&error));
+                    kmsg::log(&chain(&error));
                 }
             });
         }
@@ -118,7 +119,7 @@ async fn until_ready(role: &RoleHandle, init: &Process, cgroup: &Cgroup) -> Resu
             None => {
                 let exit = init.wait(cgroup).await;
                 let how = match (exit.oom, exit.signal) {
-                    (true, _) => "was killed for want of memory".to_owned(),
+                    (true, _) => format!("was killed for want of memory ({})", kmsg::about_oom()),
                     (_, Some(signal)) => format!("was killed by signal {signal}"),
                     _ => format!("exited with status {}", exit.status()),
                 };
