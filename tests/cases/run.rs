@@ -181,6 +181,23 @@ fn a_container_out_of_memory_is_reported() {
     assert!(table.contains("Exited (137, out of memory)"), "{table}");
 }
 
+/// The kernel takes free blocks from its allocator while it reports them to the VMM,
+/// two seconds after they became free: never so many that a process goes without.
+#[test]
+fn reporting_free_pages_takes_no_memory_away() {
+    let _turn = shared();
+    let script = "head -c 40000000 /dev/zero | tail -c 40000000 >/dev/null
+        free() { while read name kib unit; do [ $name = MemFree: ] && break; done </proc/meminfo; }
+        free; first=$kib; least=$kib; read up idle </proc/uptime; end=$((${up%.*} + 6))
+        while [ ${up%.*} -lt $end ]; do
+            free; [ $kib -lt $least ] && least=$kib; read up idle </proc/uptime
+        done; echo $first $least";
+    let text = guest(&["--memory", "64m"], script).ok();
+    let (first, least) = text.split_once(' ').expect("two numbers");
+    let (first, least): (u64, u64) = (first.parse().unwrap(), least.parse().unwrap());
+    assert!(least > first - 8192, "of {first} KiB that were free, {least} were left");
+}
+
 #[test]
 fn names_are_unique_and_rm_forgets() {
     let _turn = shared();

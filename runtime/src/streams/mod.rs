@@ -212,15 +212,22 @@ impl Streams {
     /// it open or the guest stalls, is closed: the names of those.
     pub async fn finish(mut self, grace: Duration) -> Vec<&'static str> {
         let mut cut = Vec::new();
-        for [input, output] in self.listeners.drain(..).flat_map(Listener::end) {
-            self.inputs.push(input);
-            self.outputs.push(output);
-        }
         for pump in &mut self.outputs {
             if !pump.drain(grace).await {
                 cut.push(pump.name);
             }
         }
+        // As many as clients like: all of them together get what one output gets.
+        let mut connections: Vec<_> = self.listeners.drain(..).flat_map(Listener::end).collect();
+        let drained = async {
+            for [_, output] in &mut connections {
+                output.drain(grace).await;
+            }
+        };
+        if tokio::time::timeout(grace, drained).await.is_err() {
+            cut.push("a connection");
+        }
+        connections.into_iter().flatten().for_each(Pump::abandon);
         cut
     }
 }

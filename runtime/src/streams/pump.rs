@@ -73,6 +73,11 @@ impl Pump {
         Ok([input, output])
     }
 
+    /// Stops it without waiting for its thread.
+    pub(super) fn abandon(mut self) {
+        self.thread = None;
+    }
+
     /// Whether it has come to its end.
     pub(super) fn is_finished(&self) -> bool {
         self.thread.as_ref().is_none_or(std::thread::JoinHandle::is_finished)
