@@ -13,7 +13,7 @@ use crate::{dist, kvm, setup};
 /// Names the image to the suite and the demonstration.
 const IMAGE: &str = "BULKHEAD_TEST_IMAGE";
 /// Seconds that the demonstration or the whole suite may take in the host.
-const HOST_LIMIT: &str = "3000";
+const HOST_LIMIT: &str = "3600";
 
 /// Builds everything, then shows it here or in the test host.
 pub fn run(tree: &Tree) -> Result<ExitCode> {
