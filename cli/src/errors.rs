@@ -45,8 +45,12 @@ pub fn like_docker(error: anyhow::Error) -> anyhow::Error {
 /// Prints the error with its causes, and gives the exit code.
 pub fn report(error: &anyhow::Error) -> ExitCode {
     say(&chain(error));
-    let code = error.downcast_ref::<WithCode>().map_or(1, |error| error.code);
-    ExitCode::from(code)
+    ExitCode::from(code(error))
+}
+
+/// Its exit code.
+pub fn code(error: &anyhow::Error) -> u8 {
+    error.downcast_ref::<WithCode>().map_or(1, |error| error.code)
 }
 
 /// Prints an error on stderr. Part of it may be a guest's words.

@@ -55,6 +55,8 @@ fn a_background_container_from_start_to_removal() {
     bulkhead(&["rm", &name]).ok();
     bulkhead(&["logs", &name]).fails_saying(1, &["no such container", &name]);
     bulkhead(&["rm", &name]).fails_saying(1, &["no such container", &name]);
+    let forced = bulkhead(&["rm", "-f", &name]).fails_saying(0, &["no such container", &name]);
+    assert_eq!(forced.text(), "");
 }
 
 #[test]

@@ -61,6 +61,9 @@ const PACKAGES: [Package; 33] = [
     Package("docker-registry", &[Test], "a registry on loopback"),
 ];
 
+/// Packages from elsewhere that have the same programs. Debian's would displace them.
+const INSTEAD: &[(&str, &str)] = &[("docker.io", "docker-ce"), ("containerd", "containerd.io")];
+
 /// Options of `cargo xtask setup`.
 #[derive(Debug, Clone, Default, clap::Args)]
 pub struct Options {
@@ -80,7 +83,7 @@ pub fn run(options: &Options) -> Result<()> {
             options.groups.is_empty() || p.1.iter().any(|group| options.groups.contains(group))
         })
         .collect();
-    let missing: Vec<&Package> = wanted.into_iter().filter(|p| !installed(p.0)).collect();
+    let missing: Vec<&Package> = wanted.into_iter().filter(|p| !provided(p.0)).collect();
     if missing.is_empty() {
         return Ok(());
     }
@@ -101,6 +104,11 @@ pub fn run(options: &Options) -> Result<()> {
     }
     let names: Vec<&str> = missing.iter().map(|p| p.0).collect();
     install(&names)
+}
+
+fn provided(package: &str) -> bool {
+    let instead = INSTEAD.iter().filter(|(debian, _)| *debian == package).map(|(_, other)| *other);
+    installed(package) || instead.into_iter().any(installed)
 }
 
 fn installed(package: &str) -> bool {

@@ -85,7 +85,7 @@ where
                 Ok(()) => crate::output::line(reference)?,
                 Err(error) => {
                     crate::errors::say(&crate::errors::chain(&error));
-                    code = 1;
+                    code = code.max(crate::errors::code(&error));
                 }
             }
         }

@@ -1,11 +1,14 @@
 //! `bulkhead rm`: containers and all their files.
 
 use clap::Args;
+use runtime::container::ContainerError;
+
+use crate::errors::WithCode;
 
 /// Options of `rm`.
 #[derive(Debug, Args)]
 pub struct Arguments {
-    /// Also running and damaged ones, and no error for one that is not there
+    /// Also running and damaged ones; one that is not there does not fail the command
     #[arg(short, long)]
     force: bool,
     /// Names or ids
@@ -17,6 +20,10 @@ pub struct Arguments {
 pub fn run(arguments: &Arguments) -> anyhow::Result<u8> {
     let all = super::containers();
     super::for_each(&arguments.containers, async |reference| {
-        Ok(all.remove(reference, arguments.force).await?)
+        all.remove(reference, arguments.force).await.map_err(|error| match error {
+            // As docker's: it says so, and has what was wanted.
+            ContainerError::NotFound(_) if arguments.force => WithCode::wrap(0, error),
+            error => error.into(),
+        })
     })
 }

@@ -28,7 +28,7 @@ use crate::args::{Arguments, Command, Global};
 /// What this process was started with, taken before it opens a file.
 pub struct Given {
     /// A monitor.
-    inherited: Option<Inherited>,
+    inherited: Result<Option<Inherited>, OciError>,
     /// A verb, for the process that it makes.
     preserved: Result<Preserved, OciError>,
 }
@@ -37,9 +37,9 @@ impl Given {
     /// Takes it over.
     pub fn take(command: &Command) -> Given {
         let inherited = match command {
-            Command::Monitor(m) => Some(Inherited::take(m.console, false, m.descriptors)),
-            Command::ExecMonitor(m) => Some(Inherited::take(m.console, true, m.descriptors)),
-            _ => None,
+            Command::Monitor(m) => Inherited::take(m.console, false, m.descriptors).map(Some),
+            Command::ExecMonitor(m) => Inherited::take(m.console, true, m.descriptors).map(Some),
+            _ => Ok(None),
         };
         let preserved = match command {
             Command::Create(options) => Preserved::take(true, options.preserve_fds),
@@ -77,12 +77,12 @@ pub fn dispatch(arguments: &Arguments, given: Given) -> anyhow::Result<u8> {
         Command::Checkpoint(_) => bail!("checkpoint is not supported yet"),
         Command::Restore(_) => bail!("restore is not supported yet"),
         Command::Monitor(options) => {
-            let inherited = inherited.context("a monitor's descriptors")?;
+            let inherited = inherited?.context("a monitor's descriptors")?;
             let fate = monitor::run(&root(global), &options.id, &verbs::uids_dir(), inherited)?;
             Ok(meet(fate))
         }
         Command::ExecMonitor(options) => {
-            let inherited = inherited.context("a monitor's descriptors")?;
+            let inherited = inherited?.context("a monitor's descriptors")?;
             Ok(meet(exec_lib::monitor(&root(global), &options.id, inherited)?))
         }
     }

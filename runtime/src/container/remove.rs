@@ -18,7 +18,6 @@ impl Containers {
     /// As [`Container::remove`].
     pub async fn remove(&self, reference: &str, force: bool) -> Result<(), ContainerError> {
         match self.find(reference) {
-            Err(ContainerError::NotFound(_)) if force => Ok(()),
             Err(ContainerError::Unreadable(Damaged { id, .. })) if force => {
                 self.place(&id).take_away(true).await
             }

@@ -34,7 +34,7 @@ pub const DESCRIPTORS_WORD: &str = "--descriptors";
 /// What a monitor was started with.
 #[derive(Debug)]
 pub struct Inherited {
-    pub(super) channel: Option<UnixStream>,
+    pub(super) channel: UnixStream,
     pub(super) console: Option<UnixStream>,
     pub(super) order: Option<OwnedFd>,
     pub(super) descriptors: Vec<OwnedFd>,
@@ -43,19 +43,29 @@ pub struct Inherited {
 impl Inherited {
     /// Takes it over and closes all else but the standard streams. Before the process
     /// opens anything: it would get a number that it takes for one of these.
-    pub fn take(console: bool, order: bool, descriptors: u16) -> Inherited {
-        let take = |wanted: bool, number| wanted.then(|| descriptors::inherited(number).ok());
+    ///
+    /// # Errors
+    /// When one is missing: people do not start monitors, and their descriptors are
+    /// told apart by number alone.
+    pub fn take(console: bool, order: bool, descriptors: u16) -> Result<Inherited, OciError> {
+        let take = |number| {
+            descriptors::inherited(number).map_err(|errno| {
+                let message = format!("descriptor {number} of a monitor: {}", errno.desc());
+                OciError::Descriptors(message)
+            })
+        };
+        let if_wanted = |wanted: bool, number| wanted.then(|| take(number)).transpose();
         let inherited = Inherited {
-            channel: take(true, CHANNEL_FD).flatten().map(UnixStream::from),
-            console: take(console, CONSOLE_FD).flatten().map(UnixStream::from),
-            order: take(order, ORDER_FD).flatten(),
+            channel: take(CHANNEL_FD)?.into(),
+            console: if_wanted(console, CONSOLE_FD)?.map(UnixStream::from),
+            order: if_wanted(order, ORDER_FD)?,
             descriptors: (DESCRIPTORS_FD..)
                 .take(descriptors.into())
-                .filter_map(|number| descriptors::inherited(number).ok())
-                .collect(),
+                .map(take)
+                .collect::<Result<_, _>>()?,
         };
         descriptors::close_from(DESCRIPTORS_FD as u32 + u32::from(descriptors));
-        inherited
+        Ok(inherited)
     }
 }
 

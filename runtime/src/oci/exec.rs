@@ -94,8 +94,7 @@ pub async fn foreground(container: &Container, options: ExecOptions) -> Result<F
 /// # Errors
 /// When it cannot even begin.
 pub fn monitor(root: &Root, id: &str, inherited: Inherited) -> Result<Fate, OciError> {
-    let Inherited { channel: Some(socket), console, order: Some(order), descriptors: fds } =
-        inherited
+    let Inherited { channel: socket, console, order: Some(order), descriptors: fds } = inherited
     else {
         return Err(OciError::Monitor("`exec-monitor` is started by `exec`, not by people".into()));
     };

@@ -16,7 +16,7 @@ use crate::sys::descriptors::accept;
 
 /// Most connections at a time; the next waits in the socket's backlog.
 const CONNECTIONS: usize = 512;
-/// Between two looks for a place, or after a failure.
+/// Between two looks for a place, or after another process was faster.
 const PAUSE: Duration = Duration::from_millis(20);
 
 type Connections = Arc<Mutex<Vec<[Pump; 2]>>>;
@@ -40,10 +40,15 @@ impl Listener {
                     std::thread::sleep(PAUSE);
                     continue;
                 }
-                // Another process may have been faster, or descriptors are short.
-                let Some(connection) = accept(socket.as_fd()) else {
-                    std::thread::sleep(PAUSE);
-                    continue;
+                let connection = match accept(socket.as_fd()) {
+                    Ok(connection) => connection,
+                    // It was shut down: poll finds it readable for ever.
+                    Err(Errno::EINVAL) => break,
+                    // Another process was faster, or descriptors are short.
+                    Err(_) => {
+                        std::thread::sleep(PAUSE);
+                        continue;
+                    }
                 };
                 let begun = event_loop
                     .block_on(opener.open(stream))

@@ -85,11 +85,14 @@ pub fn watch_process(process: Arc<PidFd>) -> std::io::Result<AsyncFd<Arc<PidFd>>
     Ok(unsafe { AsyncFd::register(process) }?)
 }
 
-/// Takes a connection from the listening socket `fd`, if there is one.
-pub fn accept(fd: BorrowedFd) -> Option<OwnedFd> {
-    let raw = nix::sys::socket::accept4(fd.as_raw_fd(), nix::sys::socket::SockFlag::SOCK_CLOEXEC);
+/// Takes a connection from the listening socket `fd`.
+///
+/// # Errors
+/// As accept4(2).
+pub fn accept(fd: BorrowedFd) -> nix::Result<OwnedFd> {
+    let raw = nix::sys::socket::accept4(fd.as_raw_fd(), nix::sys::socket::SockFlag::SOCK_CLOEXEC)?;
     // SAFETY: accept4 has just made this number for nobody else.
-    raw.ok().map(|raw| unsafe { OwnedFd::from_raw_fd(raw) })
+    Ok(unsafe { OwnedFd::from_raw_fd(raw) })
 }
 
 /// Rows and columns of the terminal `fd`.
