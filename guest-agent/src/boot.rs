@@ -20,6 +20,8 @@ const DESCRIPTORS: u64 = 1 << 20;
 pub const SHARES: &str = "/run/bulkhead/shares";
 /// Where each container's namespace mounts its own tmpfs.
 pub const STAGE: &str = "/run/bulkhead/stage";
+/// Where volumes in memory are mounted.
+pub const VOLUMES: &str = "/run/bulkhead/memory";
 /// The cgroup tree.
 pub const CGROUPS: &str = "/sys/fs/cgroup";
 
@@ -78,7 +80,7 @@ pub fn machine() -> Result<(), BootError> {
     let options = "mode=0620,ptmxmode=0666,gid=5";
     let devpts = MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC;
     mount_new("devpts", "/dev/pts", devpts, options).map_err(attempt("mounting /dev/pts"))?;
-    for directory in [SHARES, STAGE] {
+    for directory in [SHARES, STAGE, VOLUMES] {
         mkdir(directory).map_err(attempt("creating /run/bulkhead"))?;
     }
     crate::sys::link::loopback_up().map_err(attempt("bringing the loopback interface up"))

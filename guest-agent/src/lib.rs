@@ -28,3 +28,4 @@ pub mod spawn;
 pub mod state;
 pub mod stdio;
 pub mod sys;
+pub mod volumes;

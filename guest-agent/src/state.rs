@@ -21,6 +21,7 @@ use crate::plan::Namespaces;
 use crate::roles::channel::RoleHandle;
 use crate::stdio::Streams;
 use crate::sys::{poll, process};
+use crate::volumes::{Volume, Volumes};
 
 /// Containers of one machine. More than a pod ever has.
 const MAX_CONTAINERS: usize = 1024;
@@ -31,6 +32,8 @@ const MAX_EXECS: usize = 1024;
 #[derive(Debug)]
 pub struct Agent {
     containers: RefCell<HashMap<String, Slot>>,
+    /// What containers have in memory.
+    pub volumes: Volumes,
     /// Unasked messages.
     pub events: broadcast::Sender<Event>,
 }
@@ -63,6 +66,8 @@ pub struct Container {
     pub seccomp: Option<LinuxSeccomp>,
     /// The same.
     pub personality: Option<LinuxPersonality>,
+    /// What it has in memory.
+    pub volumes: Vec<Rc<Volume>>,
     /// Its process.
     pub init: Rc<Process>,
     /// How far it has come.
@@ -154,6 +159,7 @@ impl Container {
             namespaces,
             seccomp: None,
             personality: None,
+            volumes: Vec::new(),
             init,
             phase: RefCell::new(Phase::Created(role)),
             frozen: Cell::new(false),
@@ -195,7 +201,11 @@ impl Container {
 impl Agent {
     /// No containers yet.
     pub fn new() -> Rc<Self> {
-        Rc::new(Agent { containers: RefCell::default(), events: broadcast::Sender::new(64) })
+        Rc::new(Agent {
+            containers: RefCell::default(),
+            volumes: Volumes::default(),
+            events: broadcast::Sender::new(64),
+        })
     }
 
     /// Reserves the id of a container.

@@ -84,7 +84,8 @@ impl<S: Subscriber> Layer<S> for Lines {
             _ => "debug",
         };
         if let Ok(mut log) = self.log.lock() {
-            log.write(level, &message.0);
+            // Part of it may be a guest's words.
+            log.write(level, &runtime::sandbox::ended::tame(&message.0));
         }
     }
 }

@@ -136,6 +136,12 @@ pub enum Call {
         /// Which container.
         container: String,
     },
+    /// The host serves these shares no longer: let the kernel forget what it knows of
+    /// them.
+    Forget {
+        /// Paths in the share tree.
+        shares: Vec<String>,
+    },
     /// Set the guest's CLOCK_REALTIME (nanoseconds since the epoch).
     SetTime {
         /// Nanoseconds since the epoch.
@@ -153,9 +159,13 @@ pub struct Create {
     /// Where its root file system comes from.
     pub rootfs: Rootfs,
     /// Mounts whose source is a share. The key is the `source` of an entry of
-    /// `spec.mounts`; the value is the share's path in the share tree.
+    /// `spec.mounts`; the value is the share's path in the share tree, or
+    /// `memory/<name>` of one of `volumes`.
     #[serde(default)]
     pub sources: std::collections::BTreeMap<String, String>,
+    /// What it has in the guest's memory; at most [`MAX_VOLUMES`].
+    #[serde(default)]
+    pub volumes: Vec<MemoryVolume>,
     /// The OCI runtime configuration (config.json). `root.path` is ignored.
     pub spec: serde_json::Value,
     /// Which streams will be attached before Start.
@@ -171,6 +181,18 @@ pub struct Create {
     /// (resolv.conf, hosts, hostname), when nothing is mounted there.
     #[serde(default)]
     pub files: Vec<SeedFile>,
+}
+
+/// Most volumes in memory of one container.
+pub const MAX_VOLUMES: usize = 64;
+
+/// A tmpfs that containers of one machine have in common, by its name.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MemoryVolume {
+    /// Letters, digits and `-`.
+    pub name: String,
+    /// Its limit in bytes, where it is not there yet.
+    pub size: u64,
 }
 
 /// A small file that the agent bind-mounts over a path of the root file system.

@@ -16,4 +16,4 @@ pub mod vsock;
 
 /// Version of both contracts. It changes only when an older peer could
 /// misunderstand a newer one; new optional fields do not change it.
-pub const PROTOCOL_VERSION: u32 = 2;
+pub const PROTOCOL_VERSION: u32 = 3;

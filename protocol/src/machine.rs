@@ -152,6 +152,17 @@ pub enum Request {
     },
     /// Counters of the machine.
     Stats,
+    /// Serve further directories and files. The one descriptor that comes with it is a
+    /// detached tree of mounts, in which each has its name; [`Share::mount`] is 0.
+    Attach {
+        /// All of them, or none.
+        shares: Vec<Share>,
+    },
+    /// Serve some of those no longer, whatever the guest has open of them.
+    Detach {
+        /// Their names.
+        names: Vec<String>,
+    },
     /// End at once; the guest is not asked.
     Kill,
 }

@@ -114,6 +114,33 @@ fn podman_runs_execs_commits_and_cleans_up() {
 }
 
 #[test]
+fn podman_pods_share_a_machine() {
+    let _turn = shared();
+    let podman = Podman::new();
+    podman.run(&["pod", "create", "--name", "pod", "--network", "none", "--hostname", "both"]).ok();
+    let server = "echo shared > /dev/shm/f; while :; do nc -l -p 8080 -e hostname; done";
+    let words = ["run", "-d", "--pod", "pod", "--name", "server", IMAGE, "sh", "-c", server];
+    podman.run(&words).ok();
+    let client = "until nc 127.0.0.1 8080; do sleep 0.2; done; cat /dev/shm/f; \
+                  cat /proc/sys/kernel/random/boot_id";
+    let once =
+        |script: &str| podman.run(&["run", "--rm", "--pod", "pod", IMAGE, "sh", "-c", script]).ok();
+    let told = once(client);
+    assert!(told.starts_with("both\nshared\n"), "{told}");
+    let boot = podman.run(&["exec", "server", "cat", "/proc/sys/kernel/random/boot_id"]).ok();
+    assert!(told.ends_with(&boot), "one machine: {told}, {boot}");
+    let status = ["pod", "inspect", "pod", "--format", "{{.State}}"];
+    assert_eq!(podman.run(&status).ok(), "Running");
+    podman.run(&["restart", "-t", "0", "server"]).ok();
+    assert!(once(client).starts_with("both\nshared\n"));
+    podman.run(&["pod", "stop", "-t", "0", "pod"]).ok();
+    assert_eq!(podman.run(&status).ok(), "Exited");
+    podman.run(&["pod", "start", "pod"]).ok();
+    assert!(once(client).starts_with("both\nshared\n"));
+    podman.run(&["pod", "rm", "-f", "-t", "0", "pod"]).ok();
+}
+
+#[test]
 fn buildah_builds_in_stages() {
     let _turn = shared();
     let podman = Podman::new();

@@ -20,6 +20,7 @@ pub const RUNC: &str = "runc";
 pub struct Bundle {
     directory: tempfile::TempDir,
     runtime: &'static str,
+    root: PathBuf,
     /// Id of its container.
     pub id: String,
     /// Its configuration; written before each verb that reads it.
@@ -48,7 +49,27 @@ impl Bundle {
         config["root"]["readonly"] = json!(false);
         config["hostname"] = json!("e2e");
         config["linux"]["cgroupsPath"] = json!(format!("/bulkhead-tests/{id}"));
-        Bundle { directory, runtime, id, config }
+        let root = directory.path().join("root");
+        Bundle { directory, runtime, root, id, config }
+    }
+
+    /// One of the same runtime with the same `--root`. Drop it first.
+    pub fn beside(&self, script: &str) -> Bundle {
+        let mut other = Bundle::new(self.runtime, script);
+        other.root.clone_from(&self.root);
+        other
+    }
+
+    /// Has it join namespaces of the process `pid`.
+    pub fn join(&mut self, pid: i32, kinds: &[&str]) {
+        for kind in kinds {
+            self.without_namespace(kind);
+            let file = if *kind == "network" { "net" } else { kind };
+            let namespace = json!({ "type": kind, "path": format!("/proc/{pid}/ns/{file}") });
+            if let Some(list) = self.config["linux"]["namespaces"].as_array_mut() {
+                list.push(namespace);
+            }
+        }
     }
 
     /// Its directory.
@@ -73,7 +94,7 @@ impl Bundle {
         let text = serde_json::to_vec_pretty(&self.config).expect("JSON");
         std::fs::write(self.directory.path().join("config.json"), text).expect("a disk");
         let mut command = Command::new(self.runtime);
-        command.arg("--root").arg(self.directory.path().join("root"));
+        command.arg("--root").arg(&self.root);
         command.args(words).current_dir(self.directory.path());
         command
     }

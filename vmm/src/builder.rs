@@ -174,15 +174,8 @@ pub fn build(
     }
     jail::confine(&filters, ThreadKind::Main).map_err(|error| at("jail")(&error))?;
     clock.lap("threads");
-    let machine = Machine {
-        vm,
-        memory: ram,
-        vcpus: handles,
-        devices: built,
-        console,
-        counters,
-        _loops: loops,
-    };
+    let machine =
+        Machine { vm, memory: ram, vcpus: handles, devices: built, console, counters, loops };
     Ok((machine, clock.timings))
 }
 

@@ -108,6 +108,7 @@ pub type OnFailure = Box<dyn Fn(HandlerError) + Send>;
 enum Message {
     Add(u32, Box<dyn Handler>, OnFailure),
     Take(u32, Sender<Option<Box<dyn Handler>>>),
+    Run(Box<dyn FnOnce() + Send>),
     Quit,
 }
 
@@ -163,6 +164,16 @@ impl EventLoop {
         let (sender, receiver) = channel();
         self.send(Message::Take(id.0, sender));
         receiver.recv().ok().flatten()
+    }
+
+    /// Runs `work` on the loop's thread, between two events, and waits for it.
+    /// `None` when the thread is gone.
+    pub fn run<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> Option<T> {
+        let (sender, receiver) = channel();
+        self.send(Message::Run(Box::new(move || {
+            let _ = sender.send(work());
+        })));
+        receiver.recv().ok()
     }
 
     fn send(&self, message: Message) {
@@ -253,6 +264,7 @@ impl Worker {
                     });
                     let _ = reply.send(taken);
                 }
+                Message::Run(work) => work(),
                 Message::Quit => return false,
             }
         }

@@ -28,7 +28,7 @@ pub struct Machine {
     /// Its RAM.
     pub memory: GuestRam,
     /// Threads of the devices.
-    pub(crate) _loops: Loops,
+    pub(crate) loops: Loops,
 }
 
 impl Machine {

@@ -136,7 +136,7 @@ fn serve(
 
 /// Obeys one command; false when the machine must end.
 fn obey(control: &Control, machine: &Machine) -> Result<bool, ControlError> {
-    let (Command { id, request }, _fds) = match control.receive() {
+    let (Command { id, request }, fds) = match control.receive() {
         // No VMM outlives its supervisor.
         Err(ControlError::Closed) => return Ok(false),
         other => other?,
@@ -153,6 +153,16 @@ fn obey(control: &Control, machine: &Machine) -> Result<bool, ControlError> {
         }
         Request::Balloon { mib } => machine.devices.set_balloon(mib).map(|()| Reply::Done),
         Request::Stats => Ok(Reply::Stats(machine.stats())),
+        Request::Attach { shares } => match <[_; 1]>::try_from(fds) {
+            Ok([mounts]) => {
+                machine.devices.attach(&machine.loops, &shares, mounts).map(|()| Reply::Done)
+            }
+            Err(fds) => Err(format!("{} descriptors came with the shares", fds.len())),
+        },
+        Request::Detach { names } => {
+            machine.devices.detach(&machine.loops, names);
+            Ok(Reply::Done)
+        }
         Request::Kill => {
             control.reply(id, Ok(Reply::Done))?;
             return Ok(false);

@@ -25,7 +25,7 @@ struct Package(&'static str, &'static [Group], &'static str);
 use Group::{Build, Demo, Test};
 
 /// Everything that is installed, and nothing else.
-const PACKAGES: [Package; 33] = [
+const PACKAGES: [Package; 34] = [
     Package("gcc", &[Build], "compiles the guest kernel, links our binaries"),
     Package("make", &[Build], "builds the guest kernel"),
     Package("libc6-dev", &[Build], "static glibc for the agent"),
@@ -53,6 +53,7 @@ const PACKAGES: [Package; 33] = [
     Package("crun", &[Test], "the other one"),
     Package("podman", &[Test], "an engine that runs our runtime"),
     Package("conmon", &[Test], "podman's own monitor"),
+    Package("catatonit", &[Test], "first process of podman's pods"),
     Package("buildah", &[Test], "another"),
     Package("docker.io", &[Test], "another"),
     Package("containerd", &[Test], "another, and docker's"),

@@ -24,7 +24,7 @@ pub async fn handle(agent: &Rc<Agent>, create: Create) -> Result<Return, AgentEr
     agent.reserve(&id)?;
     // Gives the id back on failure, and when the host hangs up meanwhile.
     let reservation = Reservation { agent, id: &id };
-    let container = Rc::new(build(&create).await?);
+    let container = Rc::new(build(agent, &create).await?);
     let pid = container.init.pid;
     std::mem::forget(reservation);
     agent.settle(&id, Some(container.clone()));
@@ -43,10 +43,12 @@ impl Drop for Reservation<'_> {
     }
 }
 
-async fn build(create: &Create) -> Result<Container, AgentError> {
+async fn build(agent: &Agent, create: &Create) -> Result<Container, AgentError> {
     let (plan, spec) = Plan::new(create).map_err(|error| invalid(&error))?;
     let linux = spec.linux().clone().unwrap_or_default();
     let resources = linux.resources().clone().unwrap_or_default();
+    // Before the process is there, whose mounts are a copy of ours.
+    let volumes = agent.volumes.take(&create.volumes)?;
     let cgroup = Cgroup::create(&create.container, &resources).map_err(|error| failed(&error))?;
     let cgroup = Rc::new(cgroup);
     let mut unfinished = Unfinished(Some(cgroup.clone()));
@@ -64,6 +66,7 @@ async fn build(create: &Create) -> Result<Container, AgentError> {
         Container::new(create.container.clone(), cgroup, plan.namespaces, init, role);
     container.seccomp = linux.seccomp().clone();
     container.personality = linux.personality().clone();
+    container.volumes = volumes;
     Ok(container)
 }
 

@@ -3,6 +3,7 @@
 mod create;
 mod delete;
 mod exec;
+mod forget;
 mod freeze;
 pub mod power_off;
 mod processes;
@@ -37,6 +38,7 @@ pub async fn call(agent: &Rc<Agent>, call: Call) -> Result<Return, AgentError> {
         Call::Freeze { container, frozen } => freeze::handle(agent, &container, frozen).await,
         Call::Update { container, resources } => update::handle(agent, &container, resources),
         Call::Delete { container } => delete::handle(agent, &container).await,
+        Call::Forget { shares } => forget::handle(&shares),
         Call::SetTime { nanoseconds } => set_time::handle(nanoseconds),
         Call::PowerOff => power_off::now(),
     }

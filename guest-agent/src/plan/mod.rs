@@ -23,7 +23,7 @@ pub use mounts::{MountPlan, Source};
 pub use namespaces::Namespaces;
 pub use process::ProcessPlan;
 
-use crate::boot::SHARES;
+use crate::boot::{SHARES, VOLUMES};
 
 /// Why a specification is not carried out.
 #[derive(Debug, thiserror::Error)]
@@ -156,7 +156,8 @@ impl Plan {
     }
 }
 
-/// The absolute path of share path `path` (`<kind>/<name>[/...]`).
+/// The absolute path of share path `path` (`<kind>/<name>[/...]`), or of a volume in
+/// memory (`memory/<name>`).
 ///
 /// # Errors
 /// When it would leave the share tree.
@@ -166,7 +167,10 @@ pub fn share(path: &str) -> Result<PathBuf, PlanError> {
     if path.is_empty() || !Path::new(path).components().all(normal) {
         return Err(field(format!("share path {path:?}"), "is not relative to the share tree"));
     }
-    Ok(Path::new(SHARES).join(path))
+    match path.strip_prefix("memory/") {
+        Some(name) => Ok(Path::new(VOLUMES).join(name)),
+        None => Ok(Path::new(SHARES).join(path)),
+    }
 }
 
 fn root(rootfs: &Rootfs) -> Result<RootPlan, PlanError> {
@@ -203,7 +207,7 @@ fn names(
 ) -> Result<Option<String>, PlanError> {
     match name.as_deref() {
         None | Some("") => Ok(None),
-        Some(_) if !namespaces.owns(libc::CLONE_NEWUTS) => {
+        Some(_) if !namespaces.uses(libc::CLONE_NEWUTS) => {
             Err(field(what, "needs a uts namespace in linux.namespaces"))
         }
         Some(name) if name.len() > 64 => Err(field(what, "is longer than 64 bytes")),
@@ -245,8 +249,8 @@ fn sysctl(linux: &Linux, namespaces: &Namespaces) -> Result<BTreeMap<String, Str
         let ipc = IPC.contains(&dotted.as_str()) || dotted.starts_with("fs.mqueue.");
         // The machine's network is the container's alone: see Namespaces.
         let allowed = dotted.starts_with("net.")
-            || (ipc && namespaces.owns(libc::CLONE_NEWIPC))
-            || (dotted == "kernel.domainname" && namespaces.owns(libc::CLONE_NEWUTS));
+            || (ipc && namespaces.uses(libc::CLONE_NEWIPC))
+            || (dotted == "kernel.domainname" && namespaces.uses(libc::CLONE_NEWUTS));
         let path: String = dotted
             .chars()
             .map(|c| {

@@ -49,7 +49,7 @@ impl Namespaces {
         for namespace in linux.namespaces().iter().flatten() {
             let kind = namespace.typ();
             let flag = kind as u64;
-            if this.uses(flag) {
+            if this.uses(kind as i32) {
                 return Err(field("linux.namespaces", format!("{kind} is there twice")));
             }
             match (kind, namespace.path().as_deref().filter(|path| !path.as_os_str().is_empty())) {
@@ -95,8 +95,9 @@ impl Namespaces {
         self.join.iter().fold(self.clone | self.unshare, |all, (flag, _)| all | flag)
     }
 
-    fn uses(&self, flag: u64) -> bool {
-        self.all() & flag != 0
+    /// Whether the container has a namespace of this kind, new or another container's.
+    pub fn uses(&self, flag: i32) -> bool {
+        self.all() & flag as u64 != 0
     }
 
     fn users(&mut self, linux: &Linux) -> Result<(), PlanError> {

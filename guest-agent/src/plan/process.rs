@@ -125,8 +125,13 @@ impl ProcessPlan {
 
 fn refuse(process: &Process) -> Result<(), PlanError> {
     let text = |text: &Option<String>| text.as_ref().is_some_and(|text| !text.is_empty());
-    if text(process.apparmor_profile()) {
-        return Err(field("process.apparmorProfile", "the guest kernel has no AppArmor"));
+    // "unconfined" asks for nothing.
+    if text(process.apparmor_profile())
+        && process.apparmor_profile().as_deref() != Some("unconfined")
+    {
+        let reason = "the guest kernel has no AppArmor: the machine confines the container. \
+                      Tell the engine `--security-opt apparmor=unconfined`";
+        return Err(field("process.apparmorProfile", reason));
     }
     if text(process.selinux_label()) {
         return Err(field("process.selinuxLabel", "the guest kernel has no SELinux"));

@@ -27,6 +27,7 @@ fn create(change: impl FnOnce(&mut Value)) -> Create {
     Create {
         container: "c".into(),
         rootfs: Rootfs::Share { path: "private/root".into() },
+        volumes: Vec::new(),
         sources: BTreeMap::new(),
         spec,
         stdio: Stdio::default(),

@@ -82,6 +82,7 @@ pub fn create(id: &str, spec: Value, stdio: Stdio) -> Create {
             layers: vec!["immutable/base".into(), "immutable/top".into()],
             upper: Upper::Memory { size: None },
         },
+        volumes: Vec::new(),
         sources: [
             ("/host/volume".to_owned(), "live/volume".to_owned()),
             ("/host/file".to_owned(), "live/file".to_owned()),

@@ -33,6 +33,8 @@ pub fn run(global: &Global, arguments: &Arguments) -> anyhow::Result<u8> {
             let head = ["UID", "PID", "PPID", "CMD"].map(str::to_owned);
             let row = |process: protocol::agent::Process| {
                 let command = runtime::sandbox::ended::tame(&process.command);
+                // A line and a column is the table's to begin.
+                let command = command.replace(['\n', '\t'], " ");
                 [
                     process.uid.to_string(),
                     process.pid.to_string(),

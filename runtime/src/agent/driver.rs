@@ -99,7 +99,7 @@ pub(super) async fn run<S: AsyncRead + AsyncWrite + Send + 'static>(
             message = receive(&mut reader, &mut incoming) => match message {
                 Ok(Message::Return { id, result }) => {
                     if let Some(slot) = waiting.remove(&id) {
-                        let _ = slot.send(result.map_err(AgentError::Refused));
+                        let _ = slot.send(result.map_err(|error| AgentError::Refused(bounded(error))));
                     }
                 }
                 Ok(Message::Event(event)) => drop(events.try_send(event)),
@@ -120,4 +120,15 @@ pub(super) async fn run<S: AsyncRead + AsyncWrite + Send + 'static>(
     while let Some(request) = inbox.recv().await {
         let _ = request.reply.send(Err(AgentError::Closed(why.clone())));
     }
+}
+
+/// Longest message of a refusal in characters: it is the guest's to choose.
+const MAX_MESSAGE: usize = 4096;
+
+/// A refusal of a length that people read.
+pub(crate) fn bounded(mut error: protocol::agent::AgentError) -> protocol::agent::AgentError {
+    if let Some((end, _)) = error.message.char_indices().nth(MAX_MESSAGE) {
+        error.message.truncate(end);
+    }
+    error
 }

@@ -23,6 +23,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{mpsc, oneshot};
 
 pub use connect::{ConnectError, connect_port};
+pub(crate) use driver::bounded;
 
 /// Longest wait for the answer to a call that does not wait for a process.
 pub const CALL_TIMEOUT: Duration = Duration::from_secs(60);
@@ -184,6 +185,7 @@ fn name(call: &Call) -> &'static str {
         Call::Freeze { .. } => "freeze",
         Call::Update { .. } => "update",
         Call::Delete { .. } => "delete",
+        Call::Forget { .. } => "forget",
         Call::SetTime { .. } => "set_time",
         Call::PowerOff => "power_off",
     }

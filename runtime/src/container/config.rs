@@ -115,6 +115,7 @@ impl ContainerConfig {
         Create {
             container: self.id.clone(),
             rootfs: Rootfs::Overlay { layers, upper },
+            volumes: Vec::new(),
             sources: self.spec.sources.clone(),
             spec: self.spec.spec.clone(),
             stdio,

@@ -17,7 +17,10 @@ use super::place::{SupervisorLock, VerbLock};
 use super::state::Machine;
 use super::{Container, ContainerError, State, chain};
 use crate::agent::AgentError;
-use crate::sandbox::{CgroupConfig, LaunchTimings, Sandbox, SandboxConfig, boot_timeout};
+use crate::sandbox::assets::Assets;
+use crate::sandbox::{
+    CgroupConfig, LaunchError, LaunchTimings, Sandbox, SandboxConfig, boot_timeout,
+};
 use crate::streams::forward::{Caught, follow_size};
 use crate::streams::terminal::RawTerminal;
 use crate::streams::{HostStdio, Streams};
@@ -167,7 +170,8 @@ async fn build(
     attachment: Attachment,
 ) -> Result<(Sandbox, Streams, Option<RawTerminal>), ContainerError> {
     let config = &container.config;
-    let mut sandbox = Sandbox::launch(&SandboxConfig {
+    let assets = Assets::find().and_then(|assets| assets.open()).map_err(LaunchError::from)?;
+    let sandbox = SandboxConfig {
         id: config.id.clone(),
         directory: container.sandbox_dir(),
         uids: container.dirs().uids(),
@@ -176,8 +180,8 @@ async fn build(
         shares: config.shares(&container.rw_dir()),
         cmdline: Vec::new(),
         boot_timeout: boot_timeout(),
-    })
-    .await?;
+    };
+    let mut sandbox = Sandbox::launch(&sandbox, &assets).await?;
     let agent = sandbox.agent().clone();
     let create = config.create_call(attachment.stdio.announced());
     let started = async {

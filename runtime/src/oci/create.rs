@@ -8,7 +8,7 @@ use std::process::{Child, Command};
 
 use serde_json::Value;
 
-use super::handshake::{Channel, Word};
+use super::handshake::{Built, Channel, Word};
 use super::plan::Plan;
 use super::preserved::Preserved;
 use super::store::{Container, Live, Lock, Phase, Record, Root, VERSION, valid_id};
@@ -94,7 +94,7 @@ pub fn create(root: &Root, id: &str, options: &CreateOptions) -> Result<i32, Oci
         return Err(OciError::InvalidId(id.into()));
     }
     let bundle = Bundle::load(&options.bundle)?;
-    let mut plan = Plan::new(id, &bundle)?;
+    let mut plan = Plan::new(id, &bundle, &|pid| root.neighbour(pid))?;
     plan.activate(options.preserved.activated);
     let socket = connect_console(&plan, options)?;
     let annotations = bundle.spec.annotations().clone().unwrap_or_default();
@@ -171,9 +171,10 @@ fn bring_up(
     hooks::run("createRuntime", of.and_then(|hooks| hooks.create_runtime().as_ref()), &state)?;
     hooks::run("createContainer", of.and_then(|hooks| hooks.create_container().as_ref()), &state)?;
     helper.go();
-    let timings = helper.ready()?;
+    let Built { timings, guest_pid } = helper.ready()?;
     let status = Live::Created;
-    let phase = Phase { pid, pid_start: start_of(pid), status, started: false, timings };
+    let pid_start = start_of(pid);
+    let phase = Phase { pid, pid_start, status, started: false, timings, guest_pid };
     container.write_phase(lock, &phase)?;
     helper.go();
     helper.release();
@@ -257,9 +258,9 @@ impl Helper {
     }
 
     /// Waits for the word that it is ready.
-    pub(super) fn ready(&mut self) -> Result<crate::sandbox::LaunchTimings, OciError> {
+    pub(super) fn ready(&mut self) -> Result<Built, OciError> {
         match self.hear()? {
-            Word::Ready(timings) => Ok(*timings),
+            Word::Ready(built) => Ok(*built),
             _ => Err(OciError::Monitor("the container's monitor spoke out of turn".into())),
         }
     }
@@ -269,6 +270,10 @@ impl Helper {
             Some(Word::Failed(message)) => Err(OciError::Monitor(message)),
             Some(word) => Ok(word),
             None => {
+                // It has ended, or said what nobody understands.
+                if let Some(child) = &mut self.child {
+                    let _ = child.kill();
+                }
                 let status = self.child.as_mut().and_then(|child| child.wait().ok());
                 let how = status.map(|status| status.to_string()).unwrap_or_default();
                 Err(OciError::Monitor(format!("the container's monitor died ({how})")))

@@ -11,6 +11,9 @@ use crate::sandbox::LaunchTimings;
 /// Longest line.
 const MAX_LINE: u64 = 256 << 10;
 
+/// Longest text of a failure, in bytes.
+const MAX_TEXT: usize = 32 << 10;
+
 /// From the monitor.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -18,9 +21,18 @@ pub enum Word {
     /// It is in its cgroup and network namespace; hooks may look at it.
     Namespaces,
     /// The container's process waits for `start`, or runs (of an exec).
-    Ready(Box<LaunchTimings>),
+    Ready(Box<Built>),
     /// It could not be made.
     Failed(String),
+}
+
+/// What became of it.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Built {
+    /// How long it took.
+    pub timings: LaunchTimings,
+    /// Pid of the container's process in the guest.
+    pub guest_pid: i32,
 }
 
 /// One end of the conversation.
@@ -37,7 +49,14 @@ impl Channel {
 
     /// Says something. A peer that is gone is no error: it will be noticed.
     pub fn say(&mut self, word: &Word) {
-        let mut line = serde_json::to_vec(word).unwrap_or_default();
+        // Part of a failure may be a guest's words, and nobody reads on until the end.
+        let cut = match word {
+            Word::Failed(text) if text.len() > MAX_TEXT => {
+                Some(Word::Failed(text.chars().take(MAX_TEXT / 4).collect()))
+            }
+            _ => None,
+        };
+        let mut line = serde_json::to_vec(cut.as_ref().unwrap_or(word)).unwrap_or_default();
         line.push(b'\n');
         let _ = self.reader.get_mut().write_all(&line);
     }

@@ -96,6 +96,12 @@ pub enum OciError {
     /// The guest agent.
     #[error(transparent)]
     Agent(#[from] crate::agent::AgentError),
+    /// The machine of another container.
+    #[error(transparent)]
+    Join(#[from] crate::sandbox::membership::JoinError),
+    /// It ended with the container that began it.
+    #[error("the machine of the container, which container {0:?} began, ended")]
+    Gone(String),
     /// The machine was lost.
     #[error("the machine of the container ended: {0}")]
     Lost(std::sync::Arc<crate::sandbox::VmmEnd>),

@@ -8,15 +8,19 @@ use std::path::Path;
 use std::time::Duration;
 
 use nix::sched::{CloneFlags, setns, unshare};
-use protocol::agent::{Call, Event, Exit, ProcessId};
+use protocol::agent::{Call, Event, Exit, ProcessId, Return};
 
 use super::create::Inherited;
-use super::handshake::{Channel, Word};
+use super::handshake::{Built, Channel, Word};
 use super::store::{Container, Ended, MonitorLock, Root};
 use super::{OciError, console};
-use crate::agent::AgentError;
+use crate::agent::{Agent, AgentError};
 use crate::container::chain;
-use crate::sandbox::{CgroupConfig, LaunchTimings, Sandbox, SandboxConfig, boot_timeout};
+use crate::sandbox::assets::{Assets, OpenAssets};
+use crate::sandbox::membership::Membership;
+use crate::sandbox::{
+    CgroupConfig, LaunchError, LaunchTimings, Sandbox, SandboxConfig, boot_timeout,
+};
 use crate::streams::forward::{Caught, follow_size};
 use crate::streams::terminal::RawTerminal;
 use crate::streams::{HostStdio, Input, Output, Streams, descriptors};
@@ -48,21 +52,31 @@ pub fn run(root: &Root, id: &str, uids: &Path, inherited: Inherited) -> Result<F
     let mut channel = Channel::new(socket);
     let container = root.find(id)?;
     let alive = container.become_monitor()?;
-    if let Err(error) = prepare(&container) {
-        channel.say(&Word::Failed(chain(&error)));
-        return Ok(Fate::Failed);
-    }
+    // Before it is in the container's cgroup: a pod's may forbid /dev/kvm.
+    let assets = match container.record.plan.machine {
+        Some(_) => Ok(None),
+        None => Assets::find().and_then(|assets| assets.open()).map(Some),
+    };
+    let prepared = assets.map_err(|error| LaunchError::from(error).into());
+    let assets = match prepared.and_then(|assets| prepare(&container).map(|()| assets)) {
+        Ok(assets) => assets,
+        Err(error) => {
+            channel.say(&Word::Failed(chain(&error)));
+            return Ok(Fate::Failed);
+        }
+    };
     channel.say(&Word::Namespaces);
     if !channel.await_go() {
         return Ok(Fate::Failed);
     }
     let runtime = super::event_loop()?;
     let fate = runtime.block_on(async {
-        let begun = Monitor::begin(&container, alive, console, descriptors, uids).await;
+        let begin = Begin { console, descriptors, uids, assets };
+        let begun = Monitor::begin(&container, alive, begin).await;
         match begun {
-            Ok((monitor, timings)) => {
+            Ok((monitor, built)) => {
                 leave_stdio()?;
-                channel.say(&Word::Ready(Box::new(timings)));
+                channel.say(&Word::Ready(Box::new(built)));
                 // Killed before it wrote us down, the verb leaves nobody who knows of
                 // the machine: it ends with us.
                 if !channel.await_go() {
@@ -124,10 +138,121 @@ pub(super) fn join_cgroup(path: &Path) -> Result<(), OciError> {
     std::fs::write(&file, "0").map_err(OciError::io(file))
 }
 
+/// What a monitor begins with, beside the container.
+struct Begin<'a> {
+    console: Option<UnixStream>,
+    descriptors: Vec<OwnedFd>,
+    uids: &'a Path,
+    /// None in a machine that it joins.
+    assets: Option<OpenAssets>,
+}
+
+/// Where the container is.
+enum Machine {
+    /// In a machine that it began, and that ends with it.
+    Own(Box<Sandbox>),
+    /// In one that another container began.
+    Joined { agent: Agent, membership: Membership },
+}
+
+impl Machine {
+    async fn begin(
+        container: &Container,
+        uids: &Path,
+        assets: Option<OpenAssets>,
+    ) -> Result<Machine, OciError> {
+        let plan = &container.record.plan;
+        let Some(assets) = assets else {
+            let directory = container.machine_dir();
+            let membership = Membership::begin(&directory, container.id(), &plan.shares)?;
+            return Ok(Machine::Joined { agent: Agent::connect(&directory).await?, membership });
+        };
+        let config = SandboxConfig {
+            id: container.id().to_owned(),
+            directory: container.machine_dir(),
+            uids: uids.to_owned(),
+            cgroup: CgroupConfig { path: container.machine_cgroup(), limits: Vec::new() },
+            shape: plan.shape,
+            shares: plan.shares.clone(),
+            cmdline: Vec::new(),
+            boot_timeout: boot_timeout(),
+        };
+        let mut sandbox = Sandbox::launch(&config, &assets).await?;
+        sandbox.welcome().map_err(OciError::io(sandbox.directory()))?;
+        Ok(Machine::Own(Box::new(sandbox)))
+    }
+
+    fn agent(&self) -> &Agent {
+        match self {
+            Machine::Own(sandbox) => sandbox.agent(),
+            Machine::Joined { agent, .. } => agent,
+        }
+    }
+
+    fn prefix(&self) -> Option<&str> {
+        match self {
+            Machine::Own(_) => None,
+            Machine::Joined { membership, .. } => Some(membership.prefix()),
+        }
+    }
+
+    /// How long it took until now.
+    fn timings(&self) -> LaunchTimings {
+        match self {
+            Machine::Own(sandbox) => {
+                let created_us = Some(sandbox.age_us());
+                LaunchTimings { created_us, ..sandbox.timings().clone() }
+            }
+            Machine::Joined { .. } => LaunchTimings::default(),
+        }
+    }
+
+    /// Returns when it has ended, if that is to be known otherwise than by the agent.
+    async fn ended(&self) {
+        match self {
+            Machine::Own(sandbox) => drop(sandbox.vmm().ended().await),
+            Machine::Joined { .. } => std::future::pending().await,
+        }
+    }
+
+    /// Whether the OOM killer struck since it was asked for.
+    fn oom(&mut self) -> bool {
+        let Machine::Own(sandbox) = self else { return false };
+        let mut oom = false;
+        while let Ok(event) = sandbox.greeting().events.try_recv() {
+            oom |= matches!(event, Event::Oom { .. });
+        }
+        oom
+    }
+
+    /// The machine's end, where that is why the agent does not answer.
+    async fn or_lost(&self, error: AgentError, container: &Container) -> OciError {
+        match (self, &error, &container.record.plan.machine) {
+            (Machine::Own(sandbox), ..) => match sandbox.end_behind(&error).await {
+                Some(end) => OciError::Lost(end),
+                None => error.into(),
+            },
+            (_, AgentError::Closed(_), Some(other)) => OciError::Gone(other.clone()),
+            _ => error.into(),
+        }
+    }
+
+    /// Ends it, or what the container has in it.
+    async fn leave(self) {
+        match self {
+            Machine::Own(sandbox) => sandbox.shutdown(POWER_OFF).await,
+            Machine::Joined { membership, .. } => {
+                // An error means that the machine has gone, and all with it.
+                let _ = membership.leave();
+            }
+        }
+    }
+}
+
 struct Monitor<'a> {
     container: &'a Container,
     alive: MonitorLock,
-    sandbox: Sandbox,
+    machine: Machine,
     streams: Streams,
     terminal: Option<RawTerminal>,
     signals: Caught,
@@ -138,41 +263,32 @@ impl<'a> Monitor<'a> {
     async fn begin(
         container: &'a Container,
         alive: MonitorLock,
-        console: Option<UnixStream>,
-        descriptors: Vec<OwnedFd>,
-        uids: &Path,
-    ) -> Result<(Monitor<'a>, LaunchTimings), OciError> {
+        begin: Begin<'_>,
+    ) -> Result<(Monitor<'a>, Built), OciError> {
+        let Begin { console, descriptors, uids, assets } = begin;
         let plan = &container.record.plan;
         let signals = Caught::begin().map_err(OciError::io("signals"))?;
         // Before the machine is begun, which takes longer.
         let descriptors = descriptors::all(descriptors)?;
-        let mut sandbox = Sandbox::launch(&SandboxConfig {
-            id: container.id().to_owned(),
-            directory: container.machine_dir(),
-            uids: uids.to_owned(),
-            cgroup: CgroupConfig { path: container.machine_cgroup(), limits: Vec::new() },
-            shape: plan.shape,
-            shares: plan.shares.clone(),
-            cmdline: Vec::new(),
-            boot_timeout: boot_timeout(),
-        })
-        .await?;
+        let mut machine = Machine::begin(container, uids, assets).await?;
         let (stdio, terminal) = stdio(console)?;
         let stdio = HostStdio { descriptors, ..stdio };
-        let create = plan.create_call(container.id(), &stdio);
+        let create = plan.create_call(container.id(), machine.prefix(), &stdio);
         let built = async {
-            sandbox.agent().order(Call::Create(Box::new(create))).await?;
-            let process = process(container);
-            Streams::attach(sandbox.directory(), &process, stdio).await.map_err(AgentError::from)
+            let Return::Pid(pid) = machine.agent().call(Call::Create(Box::new(create))).await?
+            else {
+                return Err(AgentError::Nonsense("create"));
+            };
+            let (directory, process) = (container.machine_dir(), process(container));
+            Ok((pid, Streams::attach(&directory, &process, stdio).await?))
         };
-        let streams = match built.await {
-            Ok(streams) => streams,
-            Err(error) => return Err(or_lost(error, &sandbox).await),
+        let (guest_pid, streams) = match built.await {
+            Ok(built) => built,
+            Err(error) => return Err(machine.or_lost(error, container).await),
         };
-        let created_us = Some(sandbox.age_us());
-        let timings = LaunchTimings { created_us, ..sandbox.timings().clone() };
-        while sandbox.greeting().events.try_recv().is_ok() {}
-        Ok((Monitor { container, alive, sandbox, streams, terminal, signals }, timings))
+        let built = Built { timings: machine.timings(), guest_pid };
+        machine.oom();
+        Ok((Monitor { container, alive, machine, streams, terminal, signals }, built))
     }
 
     /// Waits for the end of the process, and takes everything down.
@@ -193,32 +309,29 @@ impl<'a> Monitor<'a> {
             tracing::warn!("the output may be incomplete: {} was cut", cut.join(" and "));
         }
         drop((self.terminal, self.signals));
-        self.sandbox.shutdown(POWER_OFF).await;
+        self.machine.leave().await;
         written?;
         Ok(exit.map_or(Fate::Lost, Fate::Like))
     }
 
     async fn wait(&mut self) -> (Result<Exit, OciError>, bool) {
-        let agent = self.sandbox.agent().clone();
+        let agent = self.machine.agent().clone();
         let process = process(self.container);
         let result = {
-            let vmm_end = self.sandbox.vmm().ended();
+            let machine_end = self.machine.ended();
             let resize = follow_size(&agent, &process, self.terminal.as_ref());
             let signals = self.signals.forward(&agent, &process);
             tokio::select! {
                 exit = agent.wait(process.clone()) => exit,
-                _ = vmm_end => Err(AgentError::Closed("the machine ended".into())),
+                () = machine_end => Err(AgentError::Closed("the machine ended".into())),
                 () = resize => Err(AgentError::Closed("the terminal was lost".into())),
                 () = signals => Err(AgentError::Closed("signals were lost".into())),
             }
         };
-        let mut oom = false;
-        while let Ok(event) = self.sandbox.greeting().events.try_recv() {
-            oom |= matches!(event, Event::Oom { .. });
-        }
+        let oom = self.machine.oom();
         match result {
             Ok(exit) => (Ok(exit), oom),
-            Err(error) => (Err(or_lost(error, &self.sandbox).await), oom),
+            Err(error) => (Err(self.machine.or_lost(error, self.container).await), oom),
         }
     }
 }
@@ -261,19 +374,16 @@ pub(super) fn stdio(
     Ok((host, Some(raw)))
 }
 
-/// The machine's end, where that is why the agent does not answer.
-async fn or_lost(error: AgentError, sandbox: &Sandbox) -> OciError {
-    match sandbox.end_behind(&error).await {
-        Some(end) => OciError::Lost(end),
-        None => error.into(),
-    }
-}
-
 /// Ends this process as the container's process ended.
 pub fn meet(fate: Fate) -> i32 {
     match fate {
         Fate::Like(Exit { code: Some(code), .. }) => code.into(),
-        Fate::Like(Exit { signal: Some(signal), .. }) => die_by(signal),
+        // The guest's word: a signal that only stops would leave this process for ever.
+        Fate::Like(Exit { signal: Some(signal), .. }) => match signal {
+            libc::SIGSTOP | libc::SIGTSTP | libc::SIGTTIN | libc::SIGTTOU => 128 + signal,
+            1..=64 => die_by(signal),
+            _ => die_by(libc::SIGKILL),
+        },
         Fate::Like(_) | Fate::Lost => die_by(libc::SIGKILL),
         Fate::Failed => 1,
     }

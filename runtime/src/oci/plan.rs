@@ -6,25 +6,29 @@
 //!   linux.resources, cgroupsPath         -> the machine's shape, the host's cgroup
 //!   hooks of the runtime's namespaces    -> hooks
 //!   linux.namespaces[network].path       -> where the VMM's interfaces are looked for
+//!   namespaces of another container      -> the machine that this one joins
 //!   everything else, and a copy of all   -> the agent, which refuses what it cannot do
 //! ```
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use oci_spec::runtime::{LinuxNamespaceType, LinuxResources, Mount};
-use protocol::agent::{Create, Rootfs};
+use oci_spec::runtime::{Linux, LinuxNamespaceType, LinuxResources, Mount};
+use protocol::agent::{Create, MemoryVolume, Rootfs, Upper};
 use protocol::machine::ShareKind;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::bundle::{Bundle, BundleError, field};
-use crate::limits::{Bytes, Cpus, Limits, Shape};
+use crate::limits::{Bytes, Cpus, LimitError, Limits, Shape};
 use crate::sandbox::{ShareConfig, cgroup};
 use crate::streams::HostStdio;
 
 /// Name of the share that is the root file system.
 const ROOT: &str = "root";
+/// Where the guest has volumes in memory, beside the kinds of shares.
+const MEMORY: &str = "memory";
 
 /// What the host does for a container.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -51,14 +55,34 @@ pub struct Plan {
     pub own_network: bool,
     /// Whether the process has a terminal.
     pub terminal: bool,
+    /// The container that began the machine, when this one joins it.
+    #[serde(default)]
+    pub machine: Option<String>,
+    /// What it has in the guest's memory.
+    #[serde(default)]
+    pub volumes: Vec<MemoryVolume>,
 }
+
+/// A container that lives, as another one sees it which names a namespace of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Neighbour {
+    /// The container that began its machine.
+    pub machine: String,
+    /// Process on the host that stands for it.
+    pub monitor: i32,
+    /// Pid of its process in the guest.
+    pub guest_pid: i32,
+}
+
+/// The container that process PID of the host stands for.
+pub type Neighbours<'a> = &'a dyn Fn(i32) -> Option<Neighbour>;
 
 impl Plan {
     /// Validates what concerns the host.
     ///
     /// # Errors
     /// Names the field.
-    pub fn new(id: &str, bundle: &Bundle) -> Result<Plan, BundleError> {
+    pub fn new(id: &str, bundle: &Bundle, of: Neighbours) -> Result<Plan, BundleError> {
         let spec = &bundle.spec;
         let process = spec.process().as_ref().ok_or_else(|| field("process", "is missing"))?;
         let linux = spec.linux().clone().unwrap_or_default();
@@ -67,38 +91,25 @@ impl Plan {
             name: ROOT.into(),
             kind: ShareKind::Private,
             source: rootfs.clone(),
-            read_only: false,
+            read_only: spec.root().as_ref().and_then(|root| root.readonly()).unwrap_or(false),
         }];
         let mut sources = BTreeMap::new();
+        let mut volumes = Vec::new();
         let mut raw = bundle.raw.clone();
         let mounts = spec.mounts().as_deref().unwrap_or_default();
         for (index, mount) in mounts.iter().enumerate() {
             let entry = &mut raw["mounts"][index];
-            share_mount(index, mount, bundle, entry, &mut shares, &mut sources)?;
+            share_mount(index, mount, bundle, entry, (&mut shares, &mut sources, &mut volumes))?;
         }
-        let mut network = None;
-        let mut own_network = false;
-        for namespace in linux.namespaces().iter().flatten() {
-            let path = namespace.path().clone().filter(|path| !path.as_os_str().is_empty());
-            match (namespace.typ(), path) {
-                (LinuxNamespaceType::Network, path) => (own_network, network) = (true, path),
-                (_, None) => {}
-                (kind, Some(path)) => {
-                    let reason = format!(
-                        "joining the {kind} namespace {} of another container is not supported \
-                         yet: each container has a machine of its own",
-                        path.display()
-                    );
-                    return Err(field("linux.namespaces", reason));
-                }
-            }
-        }
+        let Namespaces { network, own_network, machine } =
+            Namespaces::of(&linux, &mut raw["linux"]["namespaces"], of)?;
         host_hooks_only(&mut raw);
         if let Some(resources) = raw.pointer_mut("/linux/resources") {
             host_resources(resources);
         }
         let resources = linux.resources().clone().unwrap_or_default();
-        let shape = shape(&resources)?;
+        let annotations = spec.annotations().clone().unwrap_or_default();
+        let shape = shape(&resources, &annotations)?;
         let cgroups_path = linux.cgroups_path().clone();
         Ok(Plan {
             rootfs,
@@ -109,7 +120,7 @@ impl Plan {
                 "id": id,
                 "status": "created",
                 "bundle": bundle.path,
-                "annotations": spec.annotations().clone().unwrap_or_default(),
+                "annotations": annotations,
             }),
             spec: raw,
             shape,
@@ -118,6 +129,8 @@ impl Plan {
             network,
             own_network,
             terminal: process.terminal().unwrap_or(false),
+            machine,
+            volumes,
         })
     }
 
@@ -135,12 +148,30 @@ impl Plan {
         }
     }
 
-    /// The call that builds the container in the guest.
-    pub fn create_call(&self, id: &str, host: &HostStdio) -> Create {
+    /// A share that refuses writes has no room for mount points: they are in memory.
+    fn root(&self, path: String) -> Rootfs {
+        match self.shares.first() {
+            Some(share) if share.read_only => {
+                Rootfs::Overlay { layers: vec![path], upper: Upper::Memory { size: None } }
+            }
+            _ => Rootfs::Share { path },
+        }
+    }
+
+    /// The call that builds the container in the guest, where `prefix` precedes the
+    /// names of its shares in a machine that it joined.
+    pub fn create_call(&self, id: &str, prefix: Option<&str>, host: &HostStdio) -> Create {
+        let place = |path: &str| match (prefix, path.split_once('/')) {
+            (Some(prefix), Some((kind, name))) if kind != MEMORY => {
+                format!("{kind}/{prefix}-{name}")
+            }
+            _ => path.to_owned(),
+        };
         Create {
             container: id.to_owned(),
-            rootfs: Rootfs::Share { path: format!("{}/{ROOT}", ShareKind::Private.dir()) },
-            sources: self.sources.clone(),
+            rootfs: self.root(place(&format!("{}/{ROOT}", ShareKind::Private.dir()))),
+            sources: self.sources.iter().map(|(key, path)| (key.clone(), place(path))).collect(),
+            volumes: self.volumes.clone(),
             spec: self.spec.clone(),
             stdio: host.announced(),
             descriptors: host.announced_descriptors(),
@@ -150,14 +181,16 @@ impl Plan {
     }
 }
 
+type Places<'a> =
+    (&'a mut Vec<ShareConfig>, &'a mut BTreeMap<String, String>, &'a mut Vec<MemoryVolume>);
+
 /// Makes a share of a bind mount's source.
 fn share_mount(
     index: usize,
     mount: &Mount,
     bundle: &Bundle,
     entry: &mut Value,
-    shares: &mut Vec<ShareConfig>,
-    sources: &mut BTreeMap<String, String>,
+    (shares, sources, volumes): Places,
 ) -> Result<(), BundleError> {
     let options = mount.options().clone().unwrap_or_default();
     let has = |word: &str| options.iter().any(|option| option == word);
@@ -172,20 +205,25 @@ fn share_mount(
     let path = bundle.path.join(&source);
     let path = std::fs::canonicalize(&path)
         .map_err(|error| field(&name, format!("source {}: {error}", path.display())))?;
-    if mount.destination() == Path::new("/dev/shm") && is_tmpfs(&path) {
-        // Shared memory is memory of the guest: a file of the host could not be
-        // mapped by two processes of it.
+    if mount.destination() == Path::new("/dev/shm")
+        && let Some(volume) = memory_volume(&path)
+    {
+        // Shared memory is memory of the guest: a file of the host could not be mapped
+        // by two processes of it. What is one tmpfs on the host, a pod's, is one there.
+        let key = format!("{MEMORY}/{}", volume.name);
+        let options = ["bind", "nosuid", "noexec", "nodev"];
         *entry = json!({
-            "destination": "/dev/shm", "type": "tmpfs", "source": "shm",
-            "options": ["nosuid", "noexec", "nodev", "mode=1777", size_of_tmpfs(&path)],
+            "destination": "/dev/shm", "type": "bind", "source": key, "options": options,
         });
+        sources.insert(key.clone(), key);
+        volumes.push(volume);
         return Ok(());
     }
     let share = ShareConfig {
         name: format!("m{index}"),
         kind: ShareKind::Live,
         source: path,
-        read_only: has("ro") && !has("rw"),
+        read_only: (has("ro") && !has("rw")) || has("rro"),
     };
     let key = share.guest_path();
     entry["source"] = Value::String(key.clone());
@@ -194,15 +232,83 @@ fn share_mount(
     Ok(())
 }
 
-fn is_tmpfs(path: &Path) -> bool {
-    let is = |fs: nix::sys::statfs::Statfs| fs.filesystem_type() == nix::sys::statfs::TMPFS_MAGIC;
-    nix::sys::statfs::statfs(path).is_ok_and(is)
+/// The tmpfs at `path`, if it is one, as one of the guest.
+fn memory_volume(path: &Path) -> Option<MemoryVolume> {
+    let fs = nix::sys::statfs::statfs(path).ok()?;
+    let metadata = std::fs::metadata(path).ok()?;
+    let block = u64::try_from(fs.block_size()).unwrap_or(4096);
+    (fs.filesystem_type() == nix::sys::statfs::TMPFS_MAGIC).then(|| MemoryVolume {
+        name: format!("{:x}-{:x}", metadata.dev(), metadata.ino()),
+        size: fs.blocks().saturating_mul(block),
+    })
 }
 
-fn size_of_tmpfs(path: &Path) -> String {
-    let size = nix::sys::statfs::statfs(path)
-        .map_or(64 << 20, |fs| fs.blocks() * u64::try_from(fs.block_size()).unwrap_or(4096));
-    format!("size={size}")
+/// What the namespaces of a specification say of the host.
+struct Namespaces {
+    network: Option<PathBuf>,
+    own_network: bool,
+    machine: Option<String>,
+}
+
+impl Namespaces {
+    /// In `raw`, paths of the host become those of the guest.
+    fn of(linux: &Linux, raw: &mut Value, of: Neighbours) -> Result<Namespaces, BundleError> {
+        let refuse = |reason: String| Err(field("linux.namespaces", reason));
+        let mut this = Namespaces { network: None, own_network: false, machine: None };
+        let mut joined: Option<Neighbour> = None;
+        for (index, namespace) in linux.namespaces().iter().flatten().enumerate() {
+            let kind = namespace.typ();
+            let path = namespace.path().clone().filter(|path| !path.as_os_str().is_empty());
+            let is_network = kind == LinuxNamespaceType::Network;
+            this.own_network |= is_network;
+            let Some(path) = path else { continue };
+            let neighbour = process_of(&path).and_then(|(pid, file)| Some((of(pid)?, file)));
+            match neighbour {
+                Some((neighbour, file)) => {
+                    raw[index]["path"] =
+                        Value::String(format!("/proc/{}/ns/{file}", neighbour.guest_pid));
+                    if joined.as_ref().is_some_and(|other| other.machine != neighbour.machine) {
+                        return refuse(format!("{} is of another machine", path.display()));
+                    }
+                    joined = Some(neighbour);
+                }
+                None if is_network => {}
+                None => {
+                    return refuse(format!(
+                        "{} is of no container of this runtime that runs, and the {kind} \
+                         namespace of a machine of its own cannot be joined with it",
+                        path.display()
+                    ));
+                }
+            }
+            if is_network {
+                this.network = Some(path);
+            }
+        }
+        if let Some(neighbour) = joined {
+            let theirs = PathBuf::from(format!("/proc/{}/ns/net", neighbour.monitor));
+            let same = |path: &PathBuf| match (path.metadata(), theirs.metadata()) {
+                (Ok(one), Ok(other)) => (one.dev(), one.ino()) == (other.dev(), other.ino()),
+                _ => false,
+            };
+            if !this.network.as_ref().is_some_and(same) {
+                return refuse(format!(
+                    "containers of one machine share its network namespace: with one of \
+                     process {}, the network namespace must be joined as well",
+                    neighbour.monitor
+                ));
+            }
+            this.machine = Some(neighbour.machine);
+        }
+        Ok(this)
+    }
+}
+
+/// Pid and file name of `/proc/PID/ns/FILE`.
+fn process_of(path: &Path) -> Option<(i32, &str)> {
+    let mut words = path.to_str()?.strip_prefix("/proc/")?.split('/');
+    let (pid, ns, file) = (words.next()?.parse().ok()?, words.next()?, words.next()?);
+    (ns == "ns" && words.next().is_none()).then_some((pid, file))
 }
 
 /// Takes the hooks out that the host runs.
@@ -228,13 +334,32 @@ pub(super) fn host_resources(resources: &mut Value) {
     }
 }
 
+/// Size of a pod's containers together, as containerd tells the pod's first one:
+/// bytes, microseconds.
+const POD_MEMORY: &str = "io.kubernetes.cri.sandbox-memory";
+const POD_QUOTA: &str = "io.kubernetes.cri.sandbox-cpu-quota";
+const POD_PERIOD: &str = "io.kubernetes.cri.sandbox-cpu-period";
+/// Size of the machine, whatever the limits of its first container are: `2g`, `1.5`.
+const OWN_MEMORY: &str = "bulkhead.memory";
+const OWN_CPUS: &str = "bulkhead.cpus";
+
 /// The machine for these limits.
-fn shape(resources: &LinuxResources) -> Result<Shape, BundleError> {
+fn shape(
+    resources: &LinuxResources,
+    annotations: &HashMap<String, String>,
+) -> Result<Shape, BundleError> {
+    let number = |name: &str| annotations.get(name)?.parse::<i64>().ok().filter(|&n| n > 0);
     let memory = resources.memory().as_ref().and_then(|memory| memory.limit());
+    let memory = memory.filter(|&limit| limit > 0).or_else(|| number(POD_MEMORY));
     let cpu = resources.cpu().clone().unwrap_or_default();
-    let limits = Limits {
-        memory: memory.filter(|&limit| limit > 0).map(|limit| Bytes(limit.unsigned_abs())),
-        cpus: match (cpu.quota(), cpu.period()) {
+    let quota = cpu.quota().filter(|&quota| quota > 0);
+    let cpu = match quota {
+        None => (number(POD_QUOTA), number(POD_PERIOD).map(i64::unsigned_abs)),
+        quota => (quota, cpu.period()),
+    };
+    let mut limits = Limits {
+        memory: memory.map(|limit| Bytes(limit.unsigned_abs())),
+        cpus: match cpu {
             (Some(quota), period) if quota > 0 => {
                 let period = period.filter(|&period| period > 0).unwrap_or(100_000);
                 let millionths = u128::from(quota.unsigned_abs()) * 1_000_000 / u128::from(period);
@@ -244,6 +369,14 @@ fn shape(resources: &LinuxResources) -> Result<Shape, BundleError> {
         },
         pids: None,
     };
+    let wrong =
+        |name: &str, error: LimitError| field(format!("annotations[{name}]"), error.to_string());
+    if let Some(text) = annotations.get(OWN_MEMORY) {
+        limits.memory = Some(text.parse().map_err(|error| wrong(OWN_MEMORY, error))?);
+    }
+    if let Some(text) = annotations.get(OWN_CPUS) {
+        limits.cpus = Some(text.parse().map_err(|error| wrong(OWN_CPUS, error))?);
+    }
     limits.shape().map_err(|error| field("linux.resources.memory.limit", error.to_string()))
 }
 
@@ -281,11 +414,13 @@ pub(super) fn updated(
 ) -> Result<Vec<(String, String)>, BundleError> {
     let resources = LinuxResources::deserialize(resources)
         .map_err(|error| field("resources", error.to_string()))?;
-    let wanted = shape(&resources)?;
+    let wanted = shape(&resources, &HashMap::new())?;
+    // In a machine that it joined, its limits are not the machine's.
+    let own = plan.machine.is_none();
     // The guest's memory was given at its start: its own limit may be lowered and
     // raised below that.
     let memory = resources.memory().as_ref().and_then(|memory| memory.limit());
-    if memory.is_some_and(|limit| limit > 0) && wanted.memory_mib > plan.shape.memory_mib {
+    if own && memory.is_some_and(|limit| limit > 0) && wanted.memory_mib > plan.shape.memory_mib {
         let reason = format!(
             "the machine of the container was started with {} MiB, and cannot grow",
             plan.shape.memory_mib
@@ -293,7 +428,7 @@ pub(super) fn updated(
         return Err(field("linux.resources.memory.limit", reason));
     }
     let quota = resources.cpu().as_ref().and_then(|cpu| cpu.quota()).unwrap_or(0);
-    if quota > 0 && wanted.vcpus > plan.shape.vcpus {
+    if own && quota > 0 && wanted.vcpus > plan.shape.vcpus {
         let reason = format!(
             "the machine of the container was started with {} vCPUs, and cannot grow",
             plan.shape.vcpus
@@ -363,7 +498,7 @@ mod tests {
 
     fn plan(more: &Value) -> Result<Plan, BundleError> {
         let (_dir, bundle) = bundle(spec(more));
-        Plan::new("c1", &bundle.unwrap())
+        Plan::new("c1", &bundle.unwrap(), &|_| None)
     }
 
     #[test]

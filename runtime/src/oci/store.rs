@@ -22,7 +22,8 @@ use protocol::agent::Exit;
 use serde::{Deserialize, Serialize};
 
 use super::OciError;
-use super::plan::Plan;
+use super::create::start_of;
+use super::plan::{Neighbour, Plan};
 use crate::dirs;
 use crate::files::{read_json, write_json};
 use crate::sandbox::LaunchTimings;
@@ -68,6 +69,9 @@ pub struct Phase {
     pub started: bool,
     /// How long its start took.
     pub timings: LaunchTimings,
+    /// Pid of its process in the guest.
+    #[serde(default)]
+    pub guest_pid: i32,
 }
 
 /// How far a live container is.
@@ -221,6 +225,23 @@ impl Root {
         }
     }
 
+    /// The container that lives and that process `pid` stands for.
+    pub(super) fn neighbour(&self, pid: i32) -> Option<Neighbour> {
+        self.ids().ok()?.into_iter().find_map(|id| {
+            let path = self.path.join(&id).join("phase.json");
+            let phase: Phase = read_json(&path).ok()??;
+            if phase.pid != pid || phase.pid_start != start_of(pid) {
+                return None;
+            }
+            let container = self.find(&id).ok()?;
+            matches!(container.status(), Ok(Status::Live(_))).then(|| Neighbour {
+                machine: container.record.plan.machine.clone().unwrap_or(id),
+                monitor: pid,
+                guest_pid: phase.guest_pid,
+            })
+        })
+    }
+
     /// Ids of all containers.
     ///
     /// # Errors
@@ -266,12 +287,16 @@ impl Container {
         &self.directory
     }
 
-    /// The sandbox's directory.
+    /// The directory of the sandbox that it is in: its own, or that of the container
+    /// whose machine it joined.
     pub fn machine_dir(&self) -> PathBuf {
-        self.directory.join("machine")
+        match &self.record.plan.machine {
+            Some(other) => self.directory.with_file_name(other).join("machine"),
+            None => self.directory.join("machine"),
+        }
     }
 
-    /// The cgroup of its VMM.
+    /// The cgroup of its VMM, when the machine is its own.
     pub fn machine_cgroup(&self) -> PathBuf {
         self.record.plan.cgroup.join("machine")
     }
@@ -288,6 +313,18 @@ impl Container {
             return Err(OciError::NotFound(self.id().into()));
         }
         Ok(lock)
+    }
+
+    /// The right to change it, unless somebody has it.
+    ///
+    /// # Errors
+    /// As [`Container::lock`].
+    pub fn try_lock(&self) -> Result<Option<Lock>, OciError> {
+        match self.open_lock("lock")?.try_lock() {
+            Err(TryLockError::WouldBlock) => Ok(None),
+            // Given back and taken again: the other way looks whose it is.
+            _ => self.lock().map(Some),
+        }
     }
 
     /// The lock of the file that lies there now.

@@ -14,11 +14,14 @@ use super::{OciError, hooks};
 use crate::agent::{Agent, AgentError};
 use crate::dirs;
 use crate::files::FileError;
+use crate::sandbox::membership::Membership;
 use crate::sandbox::{cgroup, uids};
 use crate::sys::pidfd::PidFd;
 
 /// How long a killed monitor may take to end: the kernel frees a guest's memory.
 const DEATH: Duration = Duration::from_secs(20);
+/// How long a guest may take to kill a container.
+const OBEDIENCE: Duration = Duration::from_secs(10);
 /// Longer than anybody waits.
 const NO_LIMIT: Duration = Duration::from_secs(86_400 * 365);
 /// How long a monitor may take to end by itself after its container's process.
@@ -94,9 +97,14 @@ pub fn kill(container: &Container, signal: i32, all: bool) -> Result<(), OciErro
         Status::Stopped => return Err(OciError::NotRunning),
         Status::Creating => return Err(refuse(container, "kill", status)),
     };
+    let certain = signal == libc::SIGKILL;
     let sent = super::event_loop()?.block_on(async {
-        let agent = Agent::connect(&container.machine_dir()).await?;
-        if live == Live::Paused && signal == libc::SIGKILL {
+        let machine = container.machine_dir();
+        let connect = Agent::connect(&machine);
+        let limit = if certain { OBEDIENCE } else { NO_LIMIT };
+        let agent = tokio::time::timeout(limit, connect).await.map_err(|_| late("connect"))??;
+        let agent = if certain { agent.with_timeout(OBEDIENCE) } else { agent };
+        if live == Live::Paused && certain {
             // Frozen, it would die when it is thawed.
             let call = Call::Freeze { container: container.id().to_owned(), frozen: false };
             agent.order(call).await?;
@@ -104,16 +112,35 @@ pub fn kill(container: &Container, signal: i32, all: bool) -> Result<(), OciErro
         agent.order(Call::Signal { process: process(container), signal, all }).await
     });
     match sent {
+        // Whatever the guest says and is up to, this one is always obeyed.
+        Ok(()) if certain => ends_or_is_killed(container),
         Ok(()) => Ok(()),
+        Err(_) if container.status()? == Status::Stopped => Err(OciError::NotRunning),
+        Err(_) if certain => ends_or_is_killed(container),
         // It ended meanwhile, and its monitor is about to write that down.
         Err(AgentError::Refused(error)) if error.kind == ErrorKind::State => {
             Err(OciError::NotRunning)
         }
-        Err(_) if container.status()? == Status::Stopped => Err(OciError::NotRunning),
-        // Whatever the guest is up to, this one is always obeyed.
-        Err(_) if signal == libc::SIGKILL => kill_monitor(container),
         Err(error) => Err(error.into()),
     }
+}
+
+/// An [`AgentError`] of one who does not answer.
+fn late(what: &'static str) -> AgentError {
+    AgentError::TimedOut { what, limit: OBEDIENCE }
+}
+
+/// Waits for the end of a container that was killed, and kills its monitor when that
+/// takes too long.
+fn ends_or_is_killed(container: &Container) -> Result<(), OciError> {
+    let begin = Instant::now();
+    while container.status()? != Status::Stopped {
+        if begin.elapsed() > OBEDIENCE {
+            return kill_monitor(container);
+        }
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    Ok(())
 }
 
 /// `pause` and `resume`.
@@ -210,7 +237,19 @@ pub fn delete(root: &Root, id: &str, force: bool) -> Result<(), OciError> {
         Err(OciError::NotFound(_)) if force => return Ok(()),
         Err(error) => return Err(error),
     };
-    let lock = container.lock()?;
+    let lock = match container.try_lock()? {
+        Some(lock) => lock,
+        None => {
+            // Whoever has it may be waiting for a guest that does not answer.
+            if force {
+                kill_monitor(&container)?;
+            }
+            match container.lock() {
+                Err(OciError::NotFound(_)) if force => return Ok(()),
+                other => other?,
+            }
+        }
+    };
     // Whoever holds the lock and finds no phase knows that the creator is dead.
     let status = match container.phase()? {
         None => Status::Stopped,
@@ -286,14 +325,18 @@ fn immortal(container: &Container, limit: Duration) -> OciError {
 
 /// Removes everything on the host but the files of the container itself.
 pub(super) fn remove_rest(container: &Container) {
-    let machine = container.machine_cgroup();
-    cgroup::purge(&machine);
-    uids::purge(&uids_dir(), &machine.to_string_lossy());
+    if container.record.plan.machine.is_some() {
+        Membership::await_end(&container.machine_dir(), container.id());
+    } else {
+        let machine = container.machine_cgroup();
+        cgroup::purge(&machine);
+        uids::purge(&uids_dir(), &machine.to_string_lossy());
+        if let Err(error) = dirs::remove_tree(&container.machine_dir()) {
+            tracing::warn!("cannot remove a sandbox's directory: {error}");
+        }
+    }
     if container.record.plan.cgroup.starts_with(cgroup::ROOT) {
         cgroup::purge(&container.record.plan.cgroup);
-    }
-    if let Err(error) = dirs::remove_tree(&container.machine_dir()) {
-        tracing::warn!("cannot remove a sandbox's directory: {error}");
     }
     crate::sandbox::clean_overlay(&container.record.plan.rootfs, container.id());
 }

@@ -17,6 +17,9 @@ pub mod assets;
 pub mod cgroup;
 pub mod ended;
 mod error;
+mod gather;
+mod members;
+pub mod membership;
 mod overlay;
 mod resources;
 pub mod share;
@@ -35,6 +38,7 @@ use serde::{Deserialize, Serialize};
 use crate::agent::{Agent, AgentError, Greeting};
 use crate::limits::Shape;
 
+use assets::OpenAssets;
 pub use cgroup::CgroupConfig;
 pub use ended::VmmEnd;
 pub use error::LaunchError;
@@ -116,10 +120,12 @@ pub struct LaunchTimings {
 /// A running machine whose agent answers.
 #[derive(Debug)]
 pub struct Sandbox {
+    members: Option<members::Members>,
     // Dropped in this order: the process before what it uses.
     agent: Agent,
     vmm: VmmHandle,
     resources: Resources,
+    userns: OwnedFd,
     greeting: Greeting,
     timings: LaunchTimings,
     begin: Instant,
@@ -137,8 +143,11 @@ impl Sandbox {
     ///
     /// # Errors
     /// With the reason; nothing is left behind.
-    pub async fn launch(config: &SandboxConfig) -> Result<Sandbox, LaunchError> {
-        Self::launch_timed(config, &mut LaunchTimings::default()).await
+    pub async fn launch(
+        config: &SandboxConfig,
+        assets: &OpenAssets,
+    ) -> Result<Sandbox, LaunchError> {
+        Self::launch_timed(config, assets, &mut LaunchTimings::default()).await
     }
 
     /// [`Sandbox::launch`] that tells how far it came, and when, if it fails as
@@ -148,24 +157,24 @@ impl Sandbox {
     /// The same.
     pub async fn launch_timed(
         config: &SandboxConfig,
+        assets: &OpenAssets,
         timings: &mut LaunchTimings,
     ) -> Result<Sandbox, LaunchError> {
         let begin = Instant::now();
         let micros = || begin.elapsed().as_micros() as u64;
-        let assets = assets::Assets::find()?.open()?;
         check_memory(config.shape)?;
         let resources = Resources::acquire(config)?;
         let held = vmm::spawn(&assets.vmm, resources.cgroup.directory())?;
         *timings = LaunchTimings { spawned_us: micros(), ..LaunchTimings::default() };
-        let shares = match prepare(&held.process, &resources, config) {
-            Ok(shares) => shares,
+        let (shares, userns) = match prepare(&held.process, &resources, config) {
+            Ok(prepared) => prepared,
             Err(error) => {
                 held.process.abandon();
                 return Err(error);
             }
         };
         let (vmm, mut events, console) = held.go()?;
-        let (machine, fds) = describe(config, &assets, &resources, console, shares);
+        let (machine, fds) = describe(config, assets, &resources, console, shares);
         let boot = vmm.request(Request::Boot(Box::new(machine)), fds);
         timings.boot_sent_us = micros();
         let deadline = begin + config.boot_timeout;
@@ -189,12 +198,24 @@ impl Sandbox {
         timings.guest_uptime_us = greeting.hello.uptime_us;
         let timings = timings.clone();
         tokio::spawn(async move { while events.recv().await.is_some() {} });
-        Ok(Sandbox { agent, vmm, resources, greeting, timings, begin })
+        let members = None;
+        Ok(Sandbox { members, agent, vmm, resources, userns, greeting, timings, begin })
     }
 
     /// The connection to the agent.
     pub fn agent(&self) -> &Agent {
         &self.agent
+    }
+
+    /// Lets further containers join the machine: see [`membership`].
+    ///
+    /// # Errors
+    /// When the socket cannot be made.
+    pub fn welcome(&mut self) -> std::io::Result<()> {
+        let owner = (self.userns.try_clone()?, self.uid_base());
+        let (agent, vmm) = (self.agent.clone(), self.vmm.requests());
+        self.members = Some(members::Members::serve(self.directory(), agent, vmm, owner)?);
+        Ok(())
     }
 
     /// The VMM process.
@@ -258,7 +279,7 @@ fn prepare(
     process: &crate::sys::process::Held,
     resources: &Resources,
     config: &SandboxConfig,
-) -> Result<Vec<(Share, OwnedFd)>, LaunchError> {
+) -> Result<(Vec<(Share, OwnedFd)>, OwnedFd), LaunchError> {
     let failed = |what| move |source| LaunchError::Namespace { what, source };
     let (id, shares) = (&config.id, &config.shares);
     let base = resources.uids.base();
@@ -270,13 +291,15 @@ fn prepare(
     if shares.len() > limit {
         return Err(LaunchError::TooManyShares { count: shares.len(), limit });
     }
-    shares.iter().map(|share| Ok(share::detach(share, id, userns.as_fd(), base)?)).collect()
+    let detach = |share| Ok(share::detach(share, id, userns.as_fd(), base)?);
+    let shares = shares.iter().map(detach).collect::<Result<_, LaunchError>>()?;
+    Ok((shares, userns))
 }
 
 /// The machine's description and the descriptors that it names.
 fn describe(
     config: &SandboxConfig,
-    assets: &assets::OpenAssets,
+    assets: &OpenAssets,
     resources: &Resources,
     console: OwnedFd,
     shares: Vec<(Share, OwnedFd)>,

@@ -149,6 +149,20 @@ pub struct VmmHandle {
     end: watch::Receiver<Option<SharedEnd>>,
 }
 
+/// The way to a VMM.
+#[derive(Debug, Clone)]
+pub(super) struct Requests(mpsc::UnboundedSender<Outgoing>);
+
+impl Requests {
+    /// As [`VmmHandle::request`].
+    pub(super) fn request(&self, request: Request, fds: Vec<OwnedFd>) -> Pending {
+        let (reply, pending) = oneshot::channel();
+        // A task that has ended drops the slot, which the caller sees as Gone.
+        let _ = self.0.send(Outgoing { request, fds, reply });
+        Pending(pending)
+    }
+}
+
 impl std::fmt::Debug for Outgoing {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         self.request.fmt(f)
@@ -163,10 +177,12 @@ impl VmmHandle {
 
     /// Sends a request; the descriptors are closed here once it is sent.
     pub fn request(&self, request: Request, fds: Vec<OwnedFd>) -> Pending {
-        let (reply, pending) = oneshot::channel();
-        // A task that has ended drops the slot, which the caller sees as Gone.
-        let _ = self.commands.send(Outgoing { request, fds, reply });
-        Pending(pending)
+        self.requests().request(request, fds)
+    }
+
+    /// For others who ask it.
+    pub(super) fn requests(&self) -> Requests {
+        Requests(self.commands.clone())
     }
 
     /// Waits until the process has ended and was reaped.
@@ -258,6 +274,8 @@ impl Task {
                             Err(Errno::EAGAIN) => break,
                             Err(_) => return,
                         }
+                        // A guest that keeps it busy must not keep the others waiting.
+                        tokio::task::yield_now().await;
                     }
                 }
                 _ = self.pidfd.readable() => return,

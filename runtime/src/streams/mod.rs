@@ -33,7 +33,7 @@ use protocol::frame;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 
-use crate::agent::{AgentError, CALL_TIMEOUT, ConnectError, connect_port};
+use crate::agent::{AgentError, CALL_TIMEOUT, ConnectError, bounded, connect_port};
 use crate::log_file::LogWriter;
 use descriptors::Extra;
 use listener::Listener;
@@ -262,7 +262,7 @@ async fn greet(connection: &mut UnixStream, hello: &StreamHello) -> Result<(), S
     connection.read_exact(&mut header).await?;
     let mut payload = vec![0; frame::payload_len(header)?];
     connection.read_exact(&mut payload).await?;
-    frame::decode::<StreamReply>(&payload)?.map_err(StreamError::Refused)
+    frame::decode::<StreamReply>(&payload)?.map_err(|error| StreamError::Refused(bounded(error)))
 }
 
 #[cfg(test)]

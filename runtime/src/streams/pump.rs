@@ -24,6 +24,10 @@ const LOOK: Duration = Duration::from_millis(50);
 /// How long a stopped thread may take to end.
 const JOIN: Duration = Duration::from_millis(500);
 
+/// Most bytes that come after the process's end: what pipes and sockets hold is far
+/// less, and a guest could go on for ever.
+const LEFT_OVER: u64 = 64 << 20;
+
 #[derive(Default)]
 struct Progress {
     moved: AtomicU64,
@@ -103,9 +107,13 @@ impl Pump {
     /// does not end.
     pub(super) async fn drain(&mut self, grace: Duration) -> bool {
         let mut seen = self.progress.moved.load(Ordering::Relaxed);
+        let most = seen.saturating_add(LEFT_OVER);
         let mut since = Instant::now();
         while tokio::time::timeout(LOOK, &mut self.done).await.is_err() {
             let moved = self.progress.moved.load(Ordering::Relaxed);
+            if moved > most {
+                return false;
+            }
             if moved != seen || self.progress.writing.load(Ordering::Relaxed) {
                 (seen, since) = (moved, Instant::now());
             } else if since.elapsed() > grace {

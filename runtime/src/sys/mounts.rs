@@ -8,6 +8,7 @@ use nix::errno::Errno;
 
 // <linux/mount.h>
 const OPEN_TREE_CLONE: u32 = 1;
+const AT_RECURSIVE: u32 = 0x8000;
 const OPEN_TREE_CLOEXEC: u32 = libc::O_CLOEXEC as u32;
 const MOVE_MOUNT_F_EMPTY_PATH: u32 = 4;
 const MOUNT_ATTR_RDONLY: u64 = 0x1;
@@ -32,7 +33,19 @@ struct MountAttr {
 /// # Errors
 /// As open_tree(2).
 pub fn clone_detached(path: BorrowedFd) -> nix::Result<OwnedFd> {
-    let flags = OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC | libc::AT_EMPTY_PATH as u32;
+    open_tree(path, OPEN_TREE_CLONE)
+}
+
+/// [`clone_detached`] with all that is mounted below.
+///
+/// # Errors
+/// As open_tree(2).
+pub fn clone_tree(path: BorrowedFd) -> nix::Result<OwnedFd> {
+    open_tree(path, OPEN_TREE_CLONE | AT_RECURSIVE)
+}
+
+fn open_tree(path: BorrowedFd, flags: u32) -> nix::Result<OwnedFd> {
+    let flags = flags | OPEN_TREE_CLOEXEC | libc::AT_EMPTY_PATH as u32;
     // SAFETY: open_tree takes a descriptor, a NUL-terminated string and flags,
     // all of which live over the call.
     let fd = Errno::result(unsafe {

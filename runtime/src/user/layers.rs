@@ -91,7 +91,8 @@ impl Layers {
     }
 
     fn roots(&self) -> Merged {
-        let options = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+        // The guest can put anything in the place of its own.
+        let options = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
         let mut roots = Merged::new();
         for path in &self.0 {
             let Ok(root) = nix::fcntl::open(path, options, Mode::empty()) else { continue };

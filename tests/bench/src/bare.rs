@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use runtime::limits::{Bytes, Limits, Shape};
+use runtime::sandbox::assets::Assets;
 use runtime::sandbox::{CgroupConfig, LaunchTimings, Sandbox, SandboxConfig};
 
 /// Options of `boot`.
@@ -39,9 +40,10 @@ pub fn boot(options: &Options) -> Result<f64> {
         boot_timeout: Duration::from_secs(60),
     };
     let mut timings = LaunchTimings::default();
+    let assets = Assets::find()?.open()?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let error = runtime.block_on(async {
-        match Sandbox::launch_timed(&config, &mut timings).await {
+        match Sandbox::launch_timed(&config, &assets, &mut timings).await {
             Ok(sandbox) => {
                 sandbox.shutdown(Duration::from_secs(10)).await;
                 None

@@ -3,6 +3,7 @@
 
 mod fields;
 mod lifecycle;
+mod pods;
 mod processes;
 
 /// A case for both runtimes.

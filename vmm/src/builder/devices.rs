@@ -1,10 +1,13 @@
 //! The virtio devices of a machine, in the order of their windows.
 
 use std::fs::File;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use protocol::machine::{MachineConfig, Share, Stats};
+use protocol::vsock::READY_PORT;
 
 use super::{BuildError, Fds, at};
 use crate::control::Control;
@@ -16,6 +19,7 @@ use crate::devices::virtio::rng::Rng;
 use crate::devices::virtio::transport::MmioTransport;
 use crate::devices::virtio::vsock::{OnConnect, Vsock};
 use crate::event_loop::EventLoop;
+use crate::jail::is_name;
 use crate::memory::GuestRam;
 
 /// Threads on which devices are served.
@@ -53,6 +57,36 @@ impl Devices {
         let balloon = self.balloon.as_ref().ok_or("the machine has no balloon")?;
         balloon.set_target_mib(mib);
         Ok(())
+    }
+
+    /// Serves further shares, whose mounts are in the tree `mounts`.
+    ///
+    /// # Errors
+    /// When one cannot be opened, or the guest has no driver yet.
+    pub fn attach(&self, loops: &Loops, shares: &[Share], mounts: OwnedFd) -> Result<(), String> {
+        let tree = self.files.tree().ok_or("the guest has not mounted its shares yet")?;
+        let mut configs = Vec::with_capacity(shares.len());
+        for share in shares {
+            if !is_name(&share.name) {
+                return Err(format!("{:?} is not a name for a share", share.name));
+            }
+            configs.push(ShareConfig {
+                name: share.name.clone(),
+                path: format!("/proc/self/fd/{}/{}", mounts.as_raw_fd(), share.name).into(),
+                kind: share.kind,
+                read_only: share.read_only,
+                passing: true,
+            });
+        }
+        let added = loops.files.run(move || tree.add(&configs, mounts));
+        added.ok_or("the file server is gone")?.map_err(|error| error.to_string())
+    }
+
+    /// Takes shares away that [`Devices::attach`] brought.
+    pub fn detach(&self, loops: &Loops, names: Vec<String>) {
+        if let Some(tree) = self.files.tree() {
+            loops.files.run(move || tree.remove(&names));
+        }
     }
 
     /// Adds the devices' counters.
@@ -94,6 +128,7 @@ fn share_configs(config: &MachineConfig, tree: &Path) -> Vec<ShareConfig> {
         path: tree.join(share.kind.dir()).join(&share.name),
         kind: share.kind,
         read_only: share.read_only,
+        passing: false,
     };
     config.shares.iter().map(share).collect()
 }
@@ -116,7 +151,13 @@ pub fn build(
     row.add(fs, &loops.files)?;
     let listener = config.vsock_listener.map(|index| fds.take(index)).transpose()?;
     let control = control.clone();
-    let connect: OnConnect = Arc::new(move |port, fd| control.guest_connect(port, fd).is_ok());
+    // The agent dials once, and nobody else has a reason to.
+    let dialled = AtomicBool::new(false);
+    let connect: OnConnect = Arc::new(move |port, fd| {
+        port == READY_PORT
+            && !dialled.swap(true, Ordering::Relaxed)
+            && control.guest_connect(port, fd).is_ok()
+    });
     let vsock = Vsock::new(listener, connect).map_err(|error| at("vsock")(&error))?;
     row.add(vsock, &loops.slow)?;
     row.add(Rng, &loops.slow)?;

@@ -82,9 +82,8 @@ fn step(what: impl Into<String>) -> impl FnOnce(nix::Error) -> JailError {
 /// When any step fails: there is no weaker jail to fall back to.
 pub fn enter(shares: &[(Share, OwnedFd)], hostname: &str) -> Result<PathBuf, JailError> {
     for (share, _) in shares {
-        let name = &share.name;
-        if name.is_empty() || name.contains('/') || name == "." || name == ".." {
-            return Err(JailError::Name(name.clone()));
+        if !is_name(&share.name) {
+            return Err(JailError::Name(share.name.clone()));
         }
     }
     privileges::become_namespace_root()?;
@@ -98,6 +97,11 @@ pub fn enter(shares: &[(Share, OwnedFd)], hostname: &str) -> Result<PathBuf, Jai
     privileges::keep_file_server_capabilities()?;
     privileges::no_new_privileges()?;
     Ok(PathBuf::from(SHARES))
+}
+
+/// Whether it is one path component, which cannot lead out of the tree of shares.
+pub fn is_name(name: &str) -> bool {
+    !matches!(name, "" | "." | "..") && !name.contains(['/', '\0'])
 }
 
 /// Confines the calling thread for good.

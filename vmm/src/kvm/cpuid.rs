@@ -6,6 +6,13 @@ use kvm_ioctls::Kvm;
 
 use super::{KvmError, refused};
 
+/// Leaf 1, ECX: Intel's virtualization, and the capabilities of its counters.
+const VMX: u32 = 1 << 5;
+const PDCM: u32 = 1 << 15;
+/// Leaf 0x80000001, ECX: AMD's virtualization, and its performance counters of core,
+/// north bridge and last-level cache.
+const SVM: u32 = 1 << 2;
+const AMD_COUNTERS: u32 = 1 << 23 | 1 << 24 | 1 << 28;
 const TSC_DEADLINE: u32 = 1 << 24;
 const X2APIC: u32 = 1 << 21;
 const HYPERVISOR: u32 = 1 << 31;
@@ -26,6 +33,12 @@ pub fn for_vcpu(kvm: &Kvm, index: u8, count: u8) -> Result<CpuId, KvmError> {
     CpuId::from_entries(&entries).map_err(|_| KvmError::Capability("room for CPUID entries"))
 }
 
+/// Leaves of what no container needs and whose emulation in the host's kernel is large:
+/// performance counters (0xa, 0x8000_0022) and AMD's nested virtualization.
+fn withheld(function: u32) -> bool {
+    matches!(function, 0xa | 0x8000_000a | 0x8000_0022)
+}
+
 /// Leaves that hold the host's topology: extended topology of both versions
 /// (0xb is made anew), and AMD's sharing of caches.
 fn topology(function: u32) -> bool {
@@ -35,12 +48,12 @@ fn topology(function: u32) -> bool {
 fn adjust(supported: &[kvm_cpuid_entry2], index: u8, count: u8) -> Vec<kvm_cpuid_entry2> {
     // Bits of an APIC id that name a core.
     let core_bits = u32::from(count.max(1)).next_power_of_two().trailing_zeros();
-    let mut entries: Vec<_> =
-        supported.iter().filter(|entry| !topology(entry.function)).copied().collect();
+    let kept = |entry: &&kvm_cpuid_entry2| !topology(entry.function) && !withheld(entry.function);
+    let mut entries: Vec<_> = supported.iter().filter(kept).copied().collect();
     for entry in &mut entries {
         match entry.function {
             1 => {
-                entry.ecx |= TSC_DEADLINE | X2APIC | HYPERVISOR;
+                entry.ecx = (entry.ecx & !(VMX | PDCM)) | TSC_DEADLINE | X2APIC | HYPERVISOR;
                 entry.ebx = (entry.ebx & 0x0000_ffff)
                     | (u32::from(index) << 24)
                     | (1u32 << core_bits) << 16;
@@ -52,6 +65,7 @@ fn adjust(supported: &[kvm_cpuid_entry2], index: u8, count: u8) -> Vec<kvm_cpuid
             4 if entry.eax & 0x1f != 0 => {
                 entry.eax = (entry.eax & 0x3fff) | (((1u32 << core_bits) - 1).min(63) << 26);
             }
+            0x8000_0001 => entry.ecx &= !(SVM | AMD_COUNTERS),
             // AMD: cores per package, and bits of the id that name them.
             0x8000_0008 => {
                 entry.ecx = (entry.ecx & !0xf0ff) | (core_bits << 12) | u32::from(count - 1);
@@ -88,6 +102,17 @@ fn adjust(supported: &[kvm_cpuid_entry2], index: u8, count: u8) -> Vec<kvm_cpuid
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn no_virtualization_and_no_counters() {
+        let leaf = |function| kvm_cpuid_entry2 { function, ecx: u32::MAX, ..Default::default() };
+        let supported = [1, 0xa, 0x8000_0001, 0x8000_000a, 0x8000_0022].map(leaf);
+        let entries = adjust(&supported, 0, 1);
+        let ecx = |function| entries.iter().find(|e| e.function == function).map(|e| e.ecx);
+        assert_eq!(ecx(1).unwrap() & (VMX | PDCM), 0);
+        assert_eq!(ecx(0x8000_0001).unwrap() & (SVM | AMD_COUNTERS), 0);
+        assert_eq!([0xa, 0x8000_000a, 0x8000_0022].map(ecx), [None; 3]);
+    }
 
     #[test]
     fn each_vcpu_has_its_own_id() {

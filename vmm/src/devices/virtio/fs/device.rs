@@ -1,13 +1,14 @@
 //! The virtio-fs device as the transport sees it (virtio 1.2, 5.11).
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 
 use protocol::machine::FS_TAG;
 
 use super::handler::FsHandler;
 use super::policy::ShareConfig;
 use super::state::FsState;
+use super::tree::ShareTree;
 use crate::devices::virtio::device::{ActivateError, Activation, VirtioDevice};
 use crate::devices::virtio::serve::read_config;
 use crate::event_loop::Handler;
@@ -24,17 +25,28 @@ const REQUEST_SIZE: u16 = 512;
 /// Most request queues.
 const MAX_REQUEST_QUEUES: u32 = 16;
 
-/// Counters, and whether the guest has it mounted.
-#[derive(Debug, Clone, Default)]
+/// Counters, whether the guest has it mounted, and the tree.
+#[derive(Clone, Default)]
 pub struct FsHandle {
     pub(super) requests: Arc<AtomicU64>,
     pub(super) mounted: Arc<AtomicBool>,
+    tree: Arc<Mutex<Option<Arc<ShareTree>>>>,
 }
 
 impl FsHandle {
     /// Requests served so far.
     pub fn requests(&self) -> u64 {
         self.requests.load(Ordering::Relaxed)
+    }
+
+    /// The tree that is served, once the guest's driver is there. Files are touched
+    /// on the device's thread alone.
+    pub fn tree(&self) -> Option<Arc<ShareTree>> {
+        self.tree.lock().expect("no panic while it is held").clone()
+    }
+
+    pub(super) fn serves(&self, tree: Arc<ShareTree>) {
+        *self.tree.lock().expect("no panic while it is held") = Some(tree);
     }
 
     /// Whether the guest holds node ids of ours.

@@ -25,7 +25,7 @@ fn device() -> (Fs, tempfile::TempDir) {
     let dir = tempfile::tempdir().unwrap();
     let kind = protocol::machine::ShareKind::Private;
     let path = dir.path().to_owned();
-    let share = ShareConfig { name: "it".into(), path, kind, read_only: false };
+    let share = ShareConfig { name: "it".into(), path, kind, read_only: false, passing: false };
     (Fs::new(vec![share], 1), dir)
 }
 

@@ -29,7 +29,7 @@ pub struct FsHandler {
     pub(super) shares: Vec<ShareConfig>,
     pub(super) handle: FsHandle,
     /// Opened at the first start: the jail lets only this thread touch files.
-    pub(super) server: Option<Server<ShareTree>>,
+    pub(super) server: Option<Server<Arc<ShareTree>>>,
 }
 
 impl FsHandler {
@@ -62,7 +62,9 @@ impl FsHandler {
 impl Handler for FsHandler {
     fn start(&mut self, registration: &Registration) -> Result<(), HandlerError> {
         if self.server.is_none() {
-            self.server = Some(Server::new(ShareTree::open(&self.shares).map_err(failed)?));
+            let tree = Arc::new(ShareTree::open(&self.shares).map_err(failed)?);
+            self.handle.serves(tree.clone());
+            self.server = Some(Server::new(tree));
         }
         for (index, queue) in self.active() {
             let kick = borrow(queue.kick.as_raw_fd());

@@ -21,18 +21,13 @@ impl FileSystem for ShareTree {
     type Handle = u64;
 
     fn init(&self, capable: FsOptions) -> io::Result<FsOptions> {
-        // A guest kernel that starts anew knows none of the old nodes.
-        self.destroy();
-        for share in &self.shares {
-            share.inner().init(capable & wanted())?;
-        }
+        self.reset(Some(capable & wanted()))?;
         Ok(wanted())
     }
 
     fn destroy(&self) {
-        for share in &self.shares {
-            share.inner().destroy();
-        }
+        // Without options there is nothing that could fail.
+        let _ = self.reset(None);
     }
 
     fn lookup(&self, ctx: &Context, parent: u64, name: &CStr) -> io::Result<Entry> {
@@ -45,9 +40,7 @@ impl FileSystem for ShareTree {
     }
 
     fn forget(&self, ctx: &Context, inode: u64, count: u64) {
-        if let Ok(Node::Share(_, share, inner)) = self.node(inode) {
-            share.inner().forget(ctx, inner, count);
-        }
+        self.forget_node(ctx, inode, count);
     }
 
     fn batch_forget(&self, ctx: &Context, requests: Vec<(u64, u64)>) {
@@ -257,7 +250,7 @@ impl FileSystem for ShareTree {
     fn statfs(&self, ctx: &Context, inode: u64) -> io::Result<statvfs64> {
         match self.node(inode)? {
             Node::Share(_, share, inner) => share.inner().statfs(ctx, inner),
-            Node::Pseudo(_) => match self.shares.first() {
+            Node::Pseudo(_) => match self.first() {
                 Some(share) => share.inner().statfs(ctx, ROOT),
                 None => Err(errno(libc::ENOTSUP)),
             },

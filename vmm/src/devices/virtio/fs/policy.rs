@@ -40,6 +40,8 @@ pub struct ShareConfig {
     pub kind: ShareKind,
     /// Refuse changes with EROFS.
     pub read_only: bool,
+    /// It came to a running guest, and may go: its name does not hold.
+    pub passing: bool,
 }
 
 impl ShareConfig {

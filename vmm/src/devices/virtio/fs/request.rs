@@ -2,6 +2,7 @@
 //! whatever happens.
 
 use std::io::Write;
+use std::sync::Arc;
 
 use fuse_backend_rs::abi::fuse_abi::{InHeader, Opcode, OutHeader};
 use fuse_backend_rs::api::server::Server;
@@ -35,7 +36,7 @@ const NOTHING: Served = Served { written: 0, opcode: None };
 /// Serves the request in `chain`. A chain that is no request is given back
 /// empty; a request that the library refuses to answer gets EIO, or the guest's
 /// process would wait for ever.
-pub fn serve(server: &Server<ShareTree>, memory: &GuestMemoryMmap, chain: Chain) -> Served {
+pub fn serve(server: &Server<Arc<ShareTree>>, memory: &GuestMemoryMmap, chain: Chain) -> Served {
     if !is_sound(memory, chain.clone()) {
         return NOTHING;
     }
@@ -43,6 +44,10 @@ pub fn serve(server: &Server<ShareTree>, memory: &GuestMemoryMmap, chain: Chain)
     let Ok(header) = peek.read_obj::<InHeader>() else { return NOTHING };
     let Ok(reader) = Reader::from_descriptor_chain(memory, chain.clone()) else { return NOTHING };
     let Ok(writer) = VirtioFsWriter::new(memory, chain) else { return NOTHING };
+    // Another vCPU may have changed the table since it was looked at.
+    if reader.available_bytes().max(writer.available_bytes()) > MAX_DATA + MAX_HEADERS {
+        return NOTHING;
+    }
     let mut spare = writer.clone();
     let opcode = Some(header.opcode);
     let written = match server.handle_message(reader, Writer::VirtioFs(writer), None, None) {

@@ -1,6 +1,7 @@
 //! Requests as a guest's kernel would send them, and as a hostile one would.
 
 use std::fs;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, symlink};
 use std::path::PathBuf;
 
@@ -23,7 +24,8 @@ const OUT: u64 = 0x20_0000;
 
 struct Session {
     memory: GuestMemoryMmap,
-    server: Server<ShareTree>,
+    server: Server<Arc<ShareTree>>,
+    tree: Arc<ShareTree>,
     dir: tempfile::TempDir,
     uid: u32,
 }
@@ -38,16 +40,17 @@ impl Session {
             let path = dir.path().join(kind.dir());
             fs::create_dir_all(path.join("sub")).unwrap();
             fs::write(path.join("sub/hello"), "hello world").unwrap();
-            ShareConfig { name: "it".into(), path, kind, read_only: false }
+            ShareConfig { name: "it".into(), path, kind, read_only: false, passing: false }
         };
         fs::write(dir.path().join("secret"), "secret").unwrap();
         let kinds = [ShareKind::Immutable, ShareKind::Private, ShareKind::Live];
         let mut shares = kinds.map(share).to_vec();
         let file = ShareConfig { path: dir.path().join("secret"), ..shares[2].clone() };
         shares.push(ShareConfig { name: "file".into(), read_only: true, ..file });
-        let server = Server::new(ShareTree::open(&shares).unwrap());
+        let tree = Arc::new(ShareTree::open(&shares).unwrap());
+        let server = Server::new(tree.clone());
         let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 4 << 20)]).unwrap();
-        let session = Session { memory, server, dir, uid: 0 };
+        let session = Session { memory, server, tree, dir, uid: 0 };
         let init = InitIn { major: 7, minor: 40, max_readahead: 1 << 20, flags: u32::MAX >> 2 };
         let out = session.call(Opcode::Init, 0, init.as_slice()).unwrap();
         let out = InitOut::from_slice(&out).copied().unwrap();
@@ -86,6 +89,13 @@ impl Session {
         let mut answer = vec![0; out.len as usize - size_of::<OutHeader>()];
         self.memory.read_slice(&mut answer, GuestAddress(OUT + 16)).unwrap();
         if out.error == 0 { Ok(answer) } else { Err(-out.error) }
+    }
+
+    /// Gives one reference back. There is no answer.
+    fn forget(&self, nodeid: u64) {
+        let (len, opcode) = (size_of::<InHeader>() as u32 + 8, Opcode::Forget as u32);
+        let header = InHeader { len, opcode, nodeid, ..InHeader::default() };
+        assert_eq!(self.raw(&[header.as_slice(), &words(&[1, 0])].concat(), 0).written, 0);
     }
 
     fn entry(&self, opcode: Opcode, parent: u64, body: &[u8]) -> Result<EntryOut, i32> {
@@ -227,6 +237,51 @@ fn directories_links_and_names_change() {
     // Another share is another file system.
     let other = session.walk("live/it");
     assert_eq!(session.entry(Opcode::Link, other, &link(file, "x")).err(), Some(libc::EXDEV));
+}
+
+#[test]
+fn shares_come_and_go() {
+    let session = Session::new();
+    let more = tempfile::tempdir().unwrap();
+    fs::create_dir(more.path().join("1-root")).unwrap();
+    fs::write(more.path().join("1-root/hello"), "new").unwrap();
+    fs::write(more.path().join("2-file"), "one").unwrap();
+    let attach = |names: &[&str]| {
+        let mounts = std::os::fd::OwnedFd::from(fs::File::open(more.path()).unwrap());
+        let config = |name: &&str| ShareConfig {
+            name: (*name).into(),
+            path: format!("/proc/self/fd/{}/{name}", mounts.as_raw_fd()).into(),
+            kind: ShareKind::Private,
+            read_only: false,
+            passing: true,
+        };
+        let configs: Vec<_> = names.iter().map(config).collect();
+        session.tree.add(&configs, mounts)
+    };
+    let private = session.walk("private");
+    attach(&["1-root", "2-file"]).unwrap();
+    let root = session.lookup(private, "1-root").unwrap();
+    assert_eq!((root.entry_valid, root.entry_valid_nsec), (0, 0), "its name does not hold");
+    let hello = session.lookup(root.nodeid, "hello").unwrap().nodeid;
+    let handle = session.open(hello, libc::O_RDONLY).unwrap();
+    assert_eq!(session.read(hello, handle).unwrap(), b"new");
+    // One that cannot be opened, or is there: none of them comes.
+    assert!(attach(&["3-new", "no-such"]).is_err());
+    assert!(attach(&["1-root"]).is_err());
+
+    session.tree.remove(&["1-root".into(), "2-file".into(), "never".into()]);
+    assert_eq!(session.lookup(private, "1-root").unwrap_err(), libc::ENOENT);
+    assert_eq!(session.read(hello, handle).unwrap_err(), libc::ESTALE);
+    // The guest still has nodes of the first: its number is not given away.
+    attach(&["1-root"]).unwrap();
+    let again = session.lookup(private, "1-root").unwrap().nodeid;
+    assert_ne!(again, root.nodeid);
+    session.tree.remove(&["1-root".into()]);
+    for node in [root.nodeid, hello, again] {
+        session.forget(node);
+    }
+    attach(&["1-root"]).unwrap();
+    assert_eq!(session.lookup(private, "1-root").unwrap().nodeid, root.nodeid);
 }
 
 #[test]

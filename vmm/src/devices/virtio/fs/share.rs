@@ -7,6 +7,7 @@
 use std::ffi::{CStr, CString};
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::time::Duration;
 
 use fuse_backend_rs::abi::virtio_fs::RemovemappingOne;
 use fuse_backend_rs::api::filesystem::{
@@ -75,7 +76,8 @@ impl Share {
     /// As fstat(2).
     pub fn root(&self) -> io::Result<Entry> {
         let (attr, attr_timeout) = self.inner.getattr(&Context::default(), ROOT, None)?;
-        let entry_timeout = self.config.timeout();
+        let timeout = self.config.timeout();
+        let entry_timeout = if self.config.passing { Duration::ZERO } else { timeout };
         Ok(Entry { inode: ROOT, attr, attr_timeout, entry_timeout, ..Entry::default() })
     }
 

@@ -1,0 +1,149 @@
+//! A container in a machine that another one began: the joining side of
+//! [`super::members`].
+
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use nix::sys::socket::{
+    AddressFamily, SockFlag, SockType, UnixAddr, connect, setsockopt, socket, sockopt,
+};
+use nix::sys::time::{TimeVal, TimeValLike};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use super::ShareConfig;
+use super::gather::{GatherError, gather};
+use super::members::{Answer, Ask, MAX_MESSAGE, SOCKET, Welcome, parse};
+use crate::sys::descriptors::{receive_packet, send_packet};
+
+/// Longest wait for an answer, in seconds: longer than the supervisor tries anything.
+const PATIENCE: i64 = 90;
+
+/// Why a container cannot join.
+#[derive(Debug, thiserror::Error)]
+pub enum JoinError {
+    /// There is no supervisor.
+    #[error(
+        "the machine that the container is to join, of {}, is not there (any more)",
+        machine.display()
+    )]
+    Unreachable {
+        /// Its directory.
+        machine: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// Of another build.
+    #[error(
+        "the machine was begun by a bulkhead-runtime of another version \
+         (its protocol is {theirs}, ours {}): containers that join it must be of the same",
+        protocol::PROTOCOL_VERSION
+    )]
+    Version {
+        /// Its protocol.
+        theirs: u32,
+    },
+    /// The container's files.
+    #[error(transparent)]
+    Gather(#[from] GatherError),
+    /// The VMM did not take them.
+    #[error("the machine did not take the container's files: {0}")]
+    Refused(String),
+}
+
+/// The right to be in a machine. Given back when it is dropped.
+#[derive(Debug)]
+pub struct Membership {
+    socket: OwnedFd,
+    machine: PathBuf,
+    prefix: String,
+}
+
+impl Membership {
+    /// Joins the machine in directory `machine` with container `id` and its shares.
+    ///
+    /// # Errors
+    /// With the reason; nothing is left then.
+    pub fn begin(machine: &Path, id: &str, shares: &[ShareConfig]) -> Result<Self, JoinError> {
+        let (this, welcome, userns) = Membership::connect(machine)?;
+        let owner = (userns.as_fd(), welcome.base);
+        let (shares, mounts) = gather(shares, id, &this.prefix, owner)?;
+        this.ask(&Ask::Join { container: id.into(), shares }, Some(mounts))?;
+        Ok(this)
+    }
+
+    /// What precedes the names of its shares, with a dash between.
+    pub fn prefix(&self) -> &str {
+        &self.prefix
+    }
+
+    /// Leaves; nothing of the container is in the machine afterwards.
+    ///
+    /// # Errors
+    /// When the supervisor is gone, and the machine with it.
+    pub fn leave(self) -> Result<(), JoinError> {
+        self.ask(&Ask::Leave, None)
+    }
+
+    /// Waits until nothing is left of container `id`, whose monitor has ended.
+    pub fn await_end(machine: &Path, id: &str) {
+        // An error means that the machine has gone, and all with it.
+        if let Ok((this, ..)) = Membership::connect(machine) {
+            let _ = this.ask(&Ask::Gone { container: id.into() }, None);
+        }
+    }
+
+    fn connect(machine: &Path) -> Result<(Membership, Welcome, OwnedFd), JoinError> {
+        let unreachable = |source| JoinError::Unreachable { machine: machine.to_owned(), source };
+        let open = || -> std::io::Result<OwnedFd> {
+            let directory = std::fs::File::open(machine)?;
+            let flags = SockFlag::SOCK_CLOEXEC;
+            let fd = socket(AddressFamily::Unix, SockType::SeqPacket, flags, None)?;
+            setsockopt(&fd, sockopt::ReceiveTimeout, &TimeVal::seconds(PATIENCE))?;
+            // By descriptor: a socket's path is limited to 108 bytes.
+            let path = format!("/proc/self/fd/{}/{SOCKET}", directory.as_raw_fd());
+            connect(fd.as_raw_fd(), &UnixAddr::new(path.as_str())?)?;
+            Ok(fd)
+        };
+        let socket = open().map_err(unreachable)?;
+        let mut this = Membership { socket, machine: machine.into(), prefix: String::new() };
+        let (welcome, fds): (Welcome, _) = this.hear()?;
+        if welcome.version != protocol::PROTOCOL_VERSION {
+            return Err(JoinError::Version { theirs: welcome.version });
+        }
+        let Some(userns) = fds.into_iter().next() else {
+            return Err(unreachable(std::io::ErrorKind::InvalidData.into()));
+        };
+        this.prefix.clone_from(&welcome.prefix);
+        Ok((this, welcome, userns))
+    }
+
+    fn ask<T: Serialize>(&self, ask: &T, mounts: Option<OwnedFd>) -> Result<(), JoinError> {
+        let bytes = serde_json::to_vec(ask).map_err(|error| self.lost(error.into()))?;
+        if bytes.len() > MAX_MESSAGE {
+            let message = format!("{} bytes tell of its shares, of {MAX_MESSAGE}", bytes.len());
+            return Err(JoinError::Refused(message));
+        }
+        let fds: Vec<_> = mounts.iter().map(AsFd::as_fd).collect();
+        send_packet(self.socket.as_fd(), &bytes, &fds).map_err(|error| self.lost(error.into()))?;
+        drop(mounts);
+        let (answer, _): (Answer, _) = self.hear()?;
+        answer.map_err(JoinError::Refused)
+    }
+
+    fn hear<T: DeserializeOwned>(&self) -> Result<(T, Vec<OwnedFd>), JoinError> {
+        let mut buffer = vec![0; MAX_MESSAGE];
+        let packet = loop {
+            match receive_packet(self.socket.as_fd(), &mut buffer) {
+                Err(nix::Error::EINTR) => {}
+                other => break other.map_err(|error| self.lost(error.into()))?,
+            }
+        };
+        let message = parse(&buffer, packet).map_err(|error| self.lost(error))?;
+        message.ok_or_else(|| self.lost(std::io::ErrorKind::UnexpectedEof.into()))
+    }
+
+    fn lost(&self, source: std::io::Error) -> JoinError {
+        JoinError::Unreachable { machine: self.machine.clone(), source }
+    }
+}

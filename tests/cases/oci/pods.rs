@@ -1,0 +1,151 @@
+//! Several containers of a pod: namespaces that are joined by path.
+
+use bulkhead_tests::bundle::{Bundle, OURS};
+use bulkhead_tests::program::eventually;
+use bulkhead_tests::{leaks, turn};
+use nix::sys::signal::{Signal, kill};
+use nix::sys::wait::{WaitStatus, waitpid};
+use nix::unistd::Pid;
+use serde_json::json;
+
+use super::both;
+
+const PODS: &[&str] = &["ipc", "network", "uts"];
+
+fn adopt() {
+    nix::sys::prctl::set_child_subreaper(true).expect("prctl");
+}
+
+fn reap(pid: i32) -> WaitStatus {
+    waitpid(Pid::from_raw(pid), None).expect("the container's process is our child")
+}
+
+/// All of them: only for a case that runs alone.
+fn reap_orphans() {
+    while waitpid(None, None).is_ok() {}
+}
+
+/// A bind mount in its configuration.
+fn bind(bundle: &mut Bundle, source: &str, destination: &str, options: &[&str]) {
+    let mounts = bundle.config["mounts"].as_array_mut().expect("mounts");
+    mounts.retain(|mount| mount["destination"] != destination);
+    let options: Vec<&str> = [&["bind"], options].concat();
+    mounts.push(json!({
+        "destination": destination, "source": source, "type": "bind", "options": options,
+    }));
+}
+
+/// A directory in the host's memory, removed at the end.
+fn memory() -> tempfile::TempDir {
+    let directory = tempfile::tempdir_in("/dev/shm").expect("a directory");
+    let all = std::os::unix::fs::PermissionsExt::from_mode(0o1777);
+    std::fs::set_permissions(directory.path(), all).expect("its mode");
+    directory
+}
+
+both!(namespaces_and_memory_are_shared, |runtime| {
+    adopt();
+    let shm = memory();
+    let shm = shm.path().to_str().expect("a path");
+    let script = "echo one > /dev/shm/one; while :; do nc -l -p 7777 -e cat; done";
+    let mut first = Bundle::new(runtime, script);
+    bind(&mut first, shm, "/dev/shm", &[]);
+    first.config["hostname"] = json!("pod");
+    let pid = first.create();
+    first.verb(&["start", &first.id]).ok();
+
+    let script = "hostname; cat /dev/shm/one; until nc 127.0.0.1 7777 </in/data; do sleep 0.2; \
+                  done; echo two > /dev/shm/two; echo kept > /new; touch /in/x || echo ro; exit 5";
+    let mut second = first.beside(script);
+    second.join(pid, PODS);
+    second.config.as_object_mut().expect("an object").remove("hostname");
+    bind(&mut second, shm, "/dev/shm", &[]);
+    let inside = second.file("inside");
+    std::fs::create_dir(&inside).expect("a directory");
+    std::fs::write(second.file("inside/data"), "through the loopback\n").expect("a file");
+    bind(&mut second, &inside, "/in", &["ro"]);
+    let ended = second.run();
+    assert_eq!(ended.text(), "pod\none\nthrough the loopback\nro\n", "{}", ended.stderr);
+    assert_eq!(ended.status, 5);
+    let new = std::fs::read_to_string(second.file("rootfs/new"));
+    assert_eq!(new.expect("it is in its own root"), "kept\n");
+    assert_eq!(first.verb(&["exec", &first.id, "cat", "/dev/shm/two"]).ok(), "two");
+    // A file of its own, of the same name as before, and the same container again.
+    std::fs::write(second.file("inside/data"), "again\n").expect("a file");
+    second.config["process"]["args"] = json!(["cat", "/in/data", "/new"]);
+    assert_eq!(second.run().ok(), "again\nkept");
+    assert_eq!(first.status(), "running");
+});
+
+both!(one_ends_and_the_others_go_on, |runtime| {
+    adopt();
+    let first = Bundle::new(runtime, "while :; do sleep 0.1; done");
+    let first_pid = first.create();
+    first.verb(&["start", &first.id]).ok();
+    let mut second = first.beside("echo up; while :; do sleep 7654; done");
+    second.join(first_pid, &["ipc", "network", "uts", "pid"]);
+    second.config.as_object_mut().expect("an object").remove("hostname");
+    let second_pid = second.create();
+    second.verb(&["start", &second.id]).ok();
+    eventually("its output", || second.output() == "up\n");
+    let all = |word: &str| first.verb(&["exec", &first.id, "ps"]).ok().contains(word);
+    assert!(all("sleep 7654"), "the pid namespace is shared");
+    assert_eq!(second.verb(&["exec", &second.id, "echo", "in"]).ok(), "in");
+    second.verb(&["pause", &second.id]).ok();
+    assert_eq!((first.status(), second.status()), ("running".into(), "paused".into()));
+    second.verb(&["resume", &second.id]).ok();
+    second.verb(&["kill", &second.id, "KILL"]).ok();
+    let killed = WaitStatus::Signaled(Pid::from_raw(second_pid), Signal::SIGKILL, false);
+    assert_eq!(reap(second_pid), killed);
+    assert_eq!(second.status(), "stopped");
+    second.verb(&["delete", &second.id]).ok();
+    eventually("the end of its children", || !all("sleep 7654"));
+    assert_eq!(first.verb(&["exec", &first.id, "echo", "still"]).ok(), "still");
+});
+
+#[test]
+fn whoever_is_killed_nothing_is_left() {
+    let _turn = turn::alone();
+    adopt();
+    let warm = Bundle::new(OURS, "true");
+    warm.run().ok();
+    drop(warm);
+    reap_orphans();
+    leaks::none(|| {
+        let first = Bundle::new(OURS, "while :; do sleep 0.1; done");
+        let first_pid = first.create();
+        first.verb(&["start", &first.id]).ok();
+        let begin = || {
+            let mut one = first.beside("echo up; while :; do sleep 7654; done");
+            one.join(first_pid, &["ipc", "network", "uts", "pid"]);
+            one.config.as_object_mut().expect("an object").remove("hostname");
+            let pid = one.create();
+            one.verb(&["start", &one.id]).ok();
+            eventually("its output", || one.output() == "up\n");
+            (one, pid)
+        };
+        // Its own monitor: the container goes with it, in the guest as well.
+        let (second, pid) = begin();
+        kill(Pid::from_raw(pid), Signal::SIGKILL).expect("it lives");
+        reap(pid);
+        assert_eq!(second.status(), "stopped");
+        second.verb(&["delete", &second.id]).ok();
+        let all = first.verb(&["exec", &first.id, "ps"]).ok();
+        assert!(!all.contains("7654"), "{all}");
+        // The first container ends, and the machine with it.
+        let (third, pid) = begin();
+        first.verb(&["kill", &first.id, "KILL"]).ok();
+        reap(first_pid);
+        let killed = WaitStatus::Signaled(Pid::from_raw(pid), Signal::SIGKILL, false);
+        assert_eq!(reap(pid), killed);
+        assert_eq!(third.status(), "stopped");
+        third.verb(&["delete", &third.id]).ok();
+        first.verb(&["delete", &first.id]).ok();
+        // Nobody is there any more.
+        let mut late = first.beside("true");
+        late.join(first_pid, PODS);
+        let failed = late.run();
+        assert!(failed.status != 0 && failed.stderr.contains("namespace"), "{}", failed.stderr);
+        reap_orphans();
+    });
+}
