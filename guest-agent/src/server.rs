@@ -23,8 +23,8 @@ use crate::{handlers, kmsg, stdio};
 
 /// Calls under way on one connection; the next is read when one returns.
 const MAX_CALLS: usize = 1024;
-/// Connections for calls.
-const MAX_CONNECTIONS: usize = 64;
+/// Connections for calls: each container of a pod, exec and verb under way has one.
+const MAX_CONNECTIONS: usize = 2048;
 /// Connections for streams.
 const MAX_STREAMS: usize = 4096;
 /// How long the host's ready port is dialled.

@@ -17,3 +17,8 @@ pub mod vsock;
 /// Version of both contracts. It changes only when an older peer could
 /// misunderstand a newer one; new optional fields do not change it.
 pub const PROTOCOL_VERSION: u32 = 3;
+
+/// The oldest agent that the host's verbs still speak to: a runtime that was upgraded
+/// under running containers must find them. What came later is asked only of machines
+/// that the same build began.
+pub const OLDEST_AGENT: u32 = 2;

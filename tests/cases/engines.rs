@@ -99,6 +99,15 @@ fn podman_runs_execs_commits_and_cleans_up() {
     assert_eq!(podman.run(&["exec", "web", "cat", "/new"]).ok(), "kept");
     assert_eq!(podman.run(&["exec", "web", "false"]).status, 1);
     podman.run(&["healthcheck", "run", "web"]).ok();
+    let copied = podman.place.path().join("copied");
+    std::fs::write(&copied, "of the host\n").unwrap();
+    let copied = copied.to_str().unwrap();
+    podman.run(&["cp", copied, "web:/copied-by-podman"]).ok();
+    assert!(!Path::new("/copied-by-podman").exists(), "it is the host's root");
+    assert_eq!(podman.run(&["exec", "web", "cat", "/copied-by-podman"]).ok(), "of the host");
+    podman.run(&["exec", "web", "sh", "-c", "echo of the guest > /tmp/made"]).ok();
+    podman.run(&["cp", "web:/tmp/made", copied]).ok();
+    assert_eq!(std::fs::read_to_string(copied).unwrap(), "of the guest\n");
     let status = ["inspect", "web", "--format", "{{.State.Status}}"];
     assert_eq!(podman.run(&status).ok(), "running");
     podman.run(&["pause", "web"]).ok();

@@ -8,8 +8,10 @@ use runtime::sandbox::{available_mib, cgroup};
 
 use super::Finding;
 
-/// First kernel with id-mapped mounts; cgroup.kill came with 5.14.
+/// First kernel with id-mapped mounts.
 const OLDEST: (u32, u32) = (5, 12);
+/// First that is supported: cgroup.kill came with 5.14, and 5.15 is the next LTS.
+const SUPPORTED: (u32, u32) = (5, 15);
 
 pub(super) fn root() -> Finding {
     let subject = "user";
@@ -30,8 +32,8 @@ pub(super) fn kernel() -> Finding {
             let advice = "boot Linux 5.12 or later: id-mapped mounts are needed";
             Finding::fail(subject, format!("Linux {release} is too old"), advice)
         }
-        Some(version) if version < (5, 14) => {
-            let advice = "Linux 5.14 or later can kill a whole cgroup at once";
+        Some(version) if version < SUPPORTED => {
+            let advice = "Linux 5.15 or later is supported: it can kill a whole cgroup at once";
             Finding::warn(subject, format!("Linux {release}"), advice)
         }
         Some(_) => Finding::ok(subject, format!("Linux {release}")),

@@ -19,6 +19,9 @@ use serde::{Deserialize, Serialize};
 
 use super::{PlanError, field};
 
+/// How many ids of the host a machine has: files of others cannot be made.
+const MAX_IDS: u64 = 65536;
+
 /// Offsets of a time namespace: clock name, seconds, nanoseconds.
 pub type TimeOffset = (String, i64, u32);
 
@@ -108,6 +111,13 @@ impl Namespaces {
         };
         self.uid_map = lines(linux.uid_mappings());
         self.gid_map = lines(linux.gid_mappings());
+        for mapping in linux.uid_mappings().iter().chain(linux.gid_mappings()).flatten() {
+            let end = u64::from(mapping.host_id()) + u64::from(mapping.size());
+            if end > MAX_IDS {
+                let reason = format!("ids above {} are not supported", MAX_IDS - 1);
+                return Err(field("linux.uidMappings, linux.gidMappings", reason));
+            }
+        }
         match (self.user(), self.uid_map.is_empty() || self.gid_map.is_empty()) {
             (true, true) => {
                 Err(field("linux.uidMappings, linux.gidMappings", "a user namespace needs both"))

@@ -5,7 +5,7 @@
 //! specification eight. The program:
 //!
 //! ```text
-//! other architecture, x32 call        -> ENOSYS: this kernel runs neither
+//! other architecture, x32 call        -> ENOSYS: only the table of x86-64 is built in
 //! newer than any call of the profile  -> ENOSYS, when the default refuses
 //!                                        (runc does so, for glibc's fallbacks)
 //! each run of calls of equal action   -> that action

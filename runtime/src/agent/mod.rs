@@ -106,7 +106,7 @@ impl Agent {
             .map_err(|_| AgentError::TimedOut { what, limit })?
             .map_err(|why| AgentError::Closed(why.into()))?;
         let Message::Hello(hello) = first else { return Err(AgentError::Nonsense(what)) };
-        if hello.version != protocol::PROTOCOL_VERSION {
+        if !(protocol::OLDEST_AGENT..=protocol::PROTOCOL_VERSION).contains(&hello.version) {
             return Err(AgentError::Version { theirs: hello.version });
         }
         let (requests, inbox) = mpsc::channel(QUEUE);

@@ -27,7 +27,7 @@ use crate::id;
 use crate::streams::forward::{Caught, follow_size};
 use crate::streams::terminal::RawTerminal;
 use crate::streams::{HostStdio, Input, Output, Streams, descriptors};
-use crate::sys::descriptors::own_stdio;
+use crate::sys::descriptors::{null, own_stdio};
 
 /// How long an output may stay silent after the process's end: its children may
 /// hold it open for ever.
@@ -85,7 +85,7 @@ pub async fn foreground(container: &Container, options: ExecOptions) -> Result<F
         (None, false) => stdio(None)?,
     };
     let stdio = HostStdio { descriptors: descriptors::all(options.preserved.fds)?, ..stdio };
-    let begun = Attended::begin(container, options.process, stdio, terminal).await?;
+    let begun = Attended::begin(container, name()?, options.process, stdio, terminal).await?;
     begun.attend().await
 }
 
@@ -99,16 +99,19 @@ pub fn monitor(root: &Root, id: &str, inherited: Inherited) -> Result<Fate, OciE
         return Err(OciError::Monitor("`exec-monitor` is started by `exec`, not by people".into()));
     };
     let mut channel = Channel::new(socket);
-    let begin = || -> Result<(Container, Order, Option<UnixStream>), OciError> {
+    let begin = || -> Result<_, OciError> {
+        // Before it is in the container's cgroup, as the monitor.
+        null().map_err(OciError::io("/dev/null"))?;
+        let name = name()?;
         let order = read_order(order.into())?;
         let container = root.find(id)?;
         let _ = nix::unistd::setsid();
         let _ = nix::sys::prctl::set_name(c"bulkhead");
         join_cgroup(&container.record.plan.cgroup)?;
         let _ = std::env::set_current_dir("/");
-        Ok((container, order, console))
+        Ok((container, order, console, name))
     };
-    let (container, order, console) = match begin() {
+    let (container, order, console, name) = match begin() {
         Ok(begun) => begun,
         Err(error) => {
             channel.say(&Word::Failed(chain(&error)));
@@ -120,7 +123,7 @@ pub fn monitor(root: &Root, id: &str, inherited: Inherited) -> Result<Fate, OciE
         let begun = async {
             let (stdio, terminal) = stdio(console)?;
             let stdio = HostStdio { descriptors: descriptors::all(fds)?, ..stdio };
-            Attended::begin(&container, order.process, stdio, terminal).await
+            Attended::begin(&container, name, order.process, stdio, terminal).await
         };
         match begun.await {
             Ok(attended) => {
@@ -184,6 +187,11 @@ fn read_order(file: File) -> Result<Order, OciError> {
     Ok(serde_json::from_slice(&bytes).map_err(|source| FileError::Damaged { path, source })?)
 }
 
+/// A name for an exec, which no other has.
+fn name() -> Result<String, OciError> {
+    Ok(id::hex(&id::random::<8>().map_err(OciError::io("/dev/urandom"))?))
+}
+
 struct Attended {
     agent: Agent,
     process: ProcessId,
@@ -195,15 +203,14 @@ struct Attended {
 impl Attended {
     async fn begin(
         container: &Container,
+        name: String,
         spec: Value,
         stdio: HostStdio,
         terminal: Option<RawTerminal>,
     ) -> Result<Attended, OciError> {
         let signals = Caught::begin().map_err(OciError::io("signals"))?;
         let agent = Agent::connect(&container.machine_dir()).await?;
-        let name = id::random::<8>().map_err(OciError::io("/dev/urandom"))?;
-        let process =
-            ProcessId { container: container.id().to_owned(), exec: Some(id::hex(&name)) };
+        let process = ProcessId { container: container.id().to_owned(), exec: Some(name) };
         let exec = Exec {
             process: process.clone(),
             spec,

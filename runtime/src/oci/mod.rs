@@ -31,6 +31,7 @@ pub mod plan;
 pub mod preserved;
 pub mod store;
 pub mod verbs;
+mod view;
 
 use std::path::PathBuf;
 

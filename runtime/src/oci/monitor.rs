@@ -13,7 +13,7 @@ use protocol::agent::{Call, Event, Exit, ProcessId, Return};
 use super::create::Inherited;
 use super::handshake::{Built, Channel, Word};
 use super::store::{Container, Ended, MonitorLock, Root};
-use super::{OciError, console};
+use super::{OciError, console, view};
 use crate::agent::{Agent, AgentError};
 use crate::container::chain;
 use crate::sandbox::assets::{Assets, OpenAssets};
@@ -24,7 +24,7 @@ use crate::sandbox::{
 use crate::streams::forward::{Caught, follow_size};
 use crate::streams::terminal::RawTerminal;
 use crate::streams::{HostStdio, Input, Output, Streams, descriptors};
-use crate::sys::descriptors::{leave_stdio as leave, own_stdio};
+use crate::sys::descriptors::{leave_stdio as leave, null, own_stdio};
 use crate::time::Timestamp;
 
 /// How long an output may stay silent after its container's end.
@@ -52,7 +52,8 @@ pub fn run(root: &Root, id: &str, uids: &Path, inherited: Inherited) -> Result<F
     let mut channel = Channel::new(socket);
     let container = root.find(id)?;
     let alive = container.become_monitor()?;
-    // Before it is in the container's cgroup: a pod's may forbid /dev/kvm.
+    // Before it is in the container's cgroup: podman's of a pod forbids all devices.
+    null().map_err(OciError::io("/dev/null"))?;
     let assets = match container.record.plan.machine {
         Some(_) => Ok(None),
         None => Assets::find().and_then(|assets| assets.open()).map(Some),
@@ -69,10 +70,43 @@ pub fn run(root: &Root, id: &str, uids: &Path, inherited: Inherited) -> Result<F
     if !channel.await_go() {
         return Ok(Fate::Failed);
     }
+    // This thread is the one by which others know the process: it shows them the
+    // container's files, and another one does the work.
+    let (asks, asked) = std::sync::mpsc::channel();
+    std::thread::scope(|scope| {
+        let show = Show(asks);
+        let begin = Begin { console, descriptors, uids, assets, show };
+        let worker = scope.spawn(|| work(&container, alive, channel, begin));
+        if let Ok(Asked(answer)) = asked.recv() {
+            let _ = answer.send(view::enter(&container.record.plan));
+        }
+        worker.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })
+}
+
+/// Asks the process's first thread to show the container's files.
+struct Show(std::sync::mpsc::Sender<Asked>);
+
+struct Asked(std::sync::mpsc::Sender<Result<(), OciError>>);
+
+impl Show {
+    fn ask(self) -> Result<(), OciError> {
+        let gone = || OciError::Monitor("the first thread of a monitor is gone".into());
+        let (answer, answered) = std::sync::mpsc::channel();
+        self.0.send(Asked(answer)).map_err(|_| gone())?;
+        answered.recv().map_err(|_| gone())?
+    }
+}
+
+fn work(
+    container: &Container,
+    alive: MonitorLock,
+    mut channel: Channel,
+    begin: Begin,
+) -> Result<Fate, OciError> {
     let runtime = super::event_loop()?;
     let fate = runtime.block_on(async {
-        let begin = Begin { console, descriptors, uids, assets };
-        let begun = Monitor::begin(&container, alive, begin).await;
+        let begun = Monitor::begin(container, alive, begin).await;
         match begun {
             Ok((monitor, built)) => {
                 leave_stdio()?;
@@ -145,6 +179,7 @@ struct Begin<'a> {
     uids: &'a Path,
     /// None in a machine that it joins.
     assets: Option<OpenAssets>,
+    show: Show,
 }
 
 /// Where the container is.
@@ -265,7 +300,7 @@ impl<'a> Monitor<'a> {
         alive: MonitorLock,
         begin: Begin<'_>,
     ) -> Result<(Monitor<'a>, Built), OciError> {
-        let Begin { console, descriptors, uids, assets } = begin;
+        let Begin { console, descriptors, uids, assets, show } = begin;
         let plan = &container.record.plan;
         let signals = Caught::begin().map_err(OciError::io("signals"))?;
         // Before the machine is begun, which takes longer.
@@ -286,6 +321,8 @@ impl<'a> Monitor<'a> {
             Ok(built) => built,
             Err(error) => return Err(machine.or_lost(error, container).await),
         };
+        // Now that all mount points are there.
+        show.ask()?;
         let built = Built { timings: machine.timings(), guest_pid };
         machine.oom();
         Ok((Monitor { container, alive, machine, streams, terminal, signals }, built))
@@ -303,6 +340,12 @@ impl<'a> Monitor<'a> {
         let written = self.container.write_end(&self.alive, &ended);
         if let Some(error) = error {
             tracing::error!("{error}");
+        }
+        if let Machine::Joined { agent, .. } = &self.machine {
+            // Its other processes would go on, and keep its output open.
+            let process = process(self.container);
+            let kill = Call::Signal { process, signal: libc::SIGKILL, all: true };
+            let _ = agent.clone().with_timeout(POWER_OFF).order(kill).await;
         }
         let cut = self.streams.finish(OUTPUT_GRACE).await;
         if !cut.is_empty() {

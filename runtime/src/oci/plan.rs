@@ -148,6 +148,16 @@ impl Plan {
         }
     }
 
+    /// Shares that are mounted in the container, and where.
+    pub fn binds(&self) -> impl Iterator<Item = (&ShareConfig, &str)> {
+        let mounts = self.spec["mounts"].as_array().into_iter().flatten();
+        mounts.filter_map(|mount| {
+            let source = mount["source"].as_str()?;
+            let share = self.shares.iter().find(|share| share.guest_path() == source)?;
+            Some((share, mount["destination"].as_str()?))
+        })
+    }
+
     /// A share that refuses writes has no room for mount points: they are in memory.
     fn root(&self, path: String) -> Rootfs {
         match self.shares.first() {
@@ -511,6 +521,8 @@ mod tests {
         assert_eq!(plan.shares.len(), 2);
         assert!(plan.shares[1].read_only && plan.shares[1].source.ends_with("data"));
         assert_eq!(plan.spec["mounts"][1]["source"], "live/m1");
+        let binds: Vec<_> = plan.binds().map(|(share, to)| (share.name.as_str(), to)).collect();
+        assert_eq!(binds, [("m1", "/data")]);
         assert_eq!(plan.sources["live/m1"], "live/m1");
         assert_eq!(plan.spec["mounts"][0]["source"], "proc");
     }

@@ -320,11 +320,11 @@ impl Container {
     /// # Errors
     /// As [`Container::lock`].
     pub fn try_lock(&self) -> Result<Option<Lock>, OciError> {
-        match self.open_lock("lock")?.try_lock() {
-            Err(TryLockError::WouldBlock) => Ok(None),
-            // Given back and taken again: the other way looks whose it is.
-            _ => self.lock().map(Some),
-        }
+        let file = self.open_lock("lock")?;
+        let busy = matches!(file.try_lock(), Err(TryLockError::WouldBlock));
+        // Given back and taken again: the other way looks whose it is.
+        drop(file);
+        if busy { Ok(None) } else { self.lock().map(Some) }
     }
 
     /// The lock of the file that lies there now.

@@ -51,7 +51,11 @@ pub fn start(container: &Container) -> Result<(), OciError> {
     let answer = super::event_loop()?.block_on(async {
         let agent = Agent::connect(&container.machine_dir()).await?;
         // A hook in the guest has its own limit, or none.
-        agent.with_timeout(NO_LIMIT).order(Call::Start { container: id }).await
+        let agent = agent.with_timeout(NO_LIMIT);
+        tokio::select! {
+            answer = agent.order(Call::Start { container: id }) => answer,
+            () = gone(container) => Err(AgentError::Closed("the monitor ended".into())),
+        }
     });
     match answer {
         // A `start` that was killed had its way: it is only not written down.
@@ -68,6 +72,13 @@ pub fn start(container: &Container) -> Result<(), OciError> {
     let state = state_json(container, "running", pid);
     hooks::run_all("poststart", of.and_then(|hooks| hooks.poststart().as_ref()), &state);
     Ok(())
+}
+
+/// Returns when a container has no monitor any more.
+async fn gone(container: &Container) {
+    while container.has_monitor() {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
 }
 
 /// `state`: status and pid (0 when there is none).
@@ -275,18 +286,21 @@ pub fn delete(root: &Root, id: &str, force: bool) -> Result<(), OciError> {
 
 /// Kills the monitor, and with it the machine.
 fn kill_monitor(container: &Container) -> Result<(), OciError> {
-    match container.phase()? {
-        Some(phase) => kill_process(&phase)?,
-        // Its pid was never written down; it is in the cgroup, with what it started.
-        None if container.has_monitor() => {
-            let path = container.record.plan.cgroup.join("cgroup.kill");
-            std::fs::write(&path, "1").map_err(OciError::io(path))?;
-        }
-        None => return Ok(()),
-    }
     let begin = Instant::now();
     // A file system that hangs can keep a process for as long as it likes.
     while container.has_monitor() {
+        // Again each time: it may just be entering its cgroup, or be written down.
+        match container.phase()? {
+            Some(phase) => kill_process(&phase)?,
+            // Its pid was never written down; it is in the cgroup, with what it started.
+            None => {
+                let path = container.record.plan.cgroup.join("cgroup.kill");
+                match std::fs::write(&path, "1") {
+                    Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+                    other => other.map_err(OciError::io(&path))?,
+                }
+            }
+        }
         if begin.elapsed() > DEATH {
             return Err(immortal(container, DEATH));
         }

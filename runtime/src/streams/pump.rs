@@ -28,6 +28,10 @@ const JOIN: Duration = Duration::from_millis(500);
 /// less, and a guest could go on for ever.
 const LEFT_OVER: u64 = 64 << 20;
 
+/// How long the guest may take to send them: one byte now and then would be for ever.
+/// The time of the host's reader does not count.
+const LONGEST: Duration = Duration::from_secs(60);
+
 #[derive(Default)]
 struct Progress {
     moved: AtomicU64,
@@ -108,13 +112,18 @@ impl Pump {
     pub(super) async fn drain(&mut self, grace: Duration) -> bool {
         let mut seen = self.progress.moved.load(Ordering::Relaxed);
         let most = seen.saturating_add(LEFT_OVER);
+        let mut guests = Duration::ZERO;
         let mut since = Instant::now();
         while tokio::time::timeout(LOOK, &mut self.done).await.is_err() {
             let moved = self.progress.moved.load(Ordering::Relaxed);
-            if moved > most {
+            let writing = self.progress.writing.load(Ordering::Relaxed);
+            if !writing {
+                guests += LOOK;
+            }
+            if moved > most || guests > LONGEST {
                 return false;
             }
-            if moved != seen || self.progress.writing.load(Ordering::Relaxed) {
+            if moved != seen || writing {
                 (seen, since) = (moved, Instant::now());
             } else if since.elapsed() > grace {
                 return false;

@@ -108,15 +108,28 @@ pub fn window_size(fd: BorrowedFd) -> nix::Result<(u16, u16)> {
     Ok((size.ws_row, size.ws_col))
 }
 
+/// /dev/null, opened once: a cgroup may forbid it to a process that enters it later.
+///
+/// # Errors
+/// When it cannot be opened.
+pub fn null() -> std::io::Result<&'static OwnedFd> {
+    static NULL: std::sync::OnceLock<OwnedFd> = std::sync::OnceLock::new();
+    if let Some(null) = NULL.get() {
+        return Ok(null);
+    }
+    let null = std::fs::File::options().read(true).write(true).open("/dev/null")?;
+    Ok(NULL.get_or_init(|| null.into()))
+}
+
 /// Puts /dev/null in the place of this process's standard streams.
 ///
 /// # Errors
 /// When it cannot be opened.
 pub fn leave_stdio() -> std::io::Result<()> {
-    let null = std::fs::File::options().read(true).write(true).open("/dev/null")?;
-    nix::unistd::dup2_stdin(&null)?;
-    nix::unistd::dup2_stdout(&null)?;
-    nix::unistd::dup2_stderr(&null)?;
+    let null = null()?;
+    nix::unistd::dup2_stdin(null)?;
+    nix::unistd::dup2_stdout(null)?;
+    nix::unistd::dup2_stderr(null)?;
     Ok(())
 }
 

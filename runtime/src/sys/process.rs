@@ -91,7 +91,7 @@ struct Plan {
 /// # Errors
 /// As clone3(2): EPERM without privilege, ENOSYS on a kernel before 5.7.
 pub fn spawn_isolated(program: &Program) -> nix::Result<Held> {
-    let null = File::open("/dev/null").map_err(to_errno)?;
+    let null = super::descriptors::null().map_err(to_errno)?;
     let (go_read, go_write) = nix::unistd::pipe2(OFlag::O_CLOEXEC)?;
     // High copies, so that placing one at its number never overwrites another.
     let high = |fd: BorrowedFd| -> nix::Result<OwnedFd> {

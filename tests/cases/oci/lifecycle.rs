@@ -95,7 +95,9 @@ both!(a_created_container_is_deleted, |runtime| {
     bundle.verb(&["delete", &bundle.id]).ok();
     assert_eq!(reap(pid), WaitStatus::Signaled(Pid::from_raw(pid), Signal::SIGKILL, false));
     assert_eq!(bundle.output(), "");
-    assert!(!Path::new("/sys/fs/cgroup/bulkhead-tests").join(&bundle.id).exists());
+    // runc leaves it now and then, when its process was a moment too slow to end.
+    let cgroup = Path::new("/sys/fs/cgroup/bulkhead-tests").join(&bundle.id);
+    assert!(runtime != OURS || !cgroup.exists());
 });
 
 both!(pause_and_resume, |runtime| {

@@ -7,7 +7,10 @@ pub mod state;
 use std::fs::File;
 use std::os::fd::{FromRawFd, IntoRawFd, OwnedFd};
 
-use kvm_bindings::{KVM_API_VERSION, kvm_userspace_memory_region};
+use kvm_bindings::{
+    KVM_API_VERSION, KVM_CAP_PMU_CAPABILITY, KVM_PMU_CAP_DISABLE, kvm_enable_cap,
+    kvm_userspace_memory_region,
+};
 use kvm_ioctls::{Cap, IoEventAddress, Kvm, NoDatamatch, VmFd};
 use vm_memory::{Address, GuestMemory, GuestMemoryMmap, GuestMemoryRegion};
 use vmm_sys_util::eventfd::EventFd;
@@ -81,6 +84,11 @@ impl Vm {
             .map_err(refused("KVM_SET_IDENTITY_MAP_ADDR"))?;
         fd.set_tss_address(layout::KVM_TSS as usize).map_err(refused("KVM_SET_TSS_ADDR"))?;
         fd.create_irq_chip().map_err(refused("an interrupt controller (KVM_CREATE_IRQCHIP)"))?;
+        // No performance counters (AMD's oldest have no bit in CPUID to hide). Before
+        // Linux 5.18 there is no such switch.
+        let mut no_counters = kvm_enable_cap { cap: KVM_CAP_PMU_CAPABILITY, ..Default::default() };
+        no_counters.args[0] = u64::from(KVM_PMU_CAP_DISABLE);
+        let _ = fd.enable_cap(&no_counters);
         let vm = Vm { kvm, fd };
         vm.map(memory)?;
         Ok(vm)

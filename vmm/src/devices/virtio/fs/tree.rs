@@ -58,7 +58,8 @@ pub(super) fn wanted() -> FsOptions {
 /// See the module.
 pub struct ShareTree {
     slots: RwLock<Vec<Slot>>,
-    devices: Mutex<Vec<u64>>,
+    /// By their number.
+    devices: Mutex<Vec<Option<u64>>>,
     /// What the guest's kernel was told, once it has mounted the tree.
     options: Mutex<Option<FsOptions>>,
 }
@@ -157,13 +158,11 @@ impl ShareTree {
         for slot in self.slots.write().expect("not poisoned").iter_mut() {
             let named = |share: &Arc<Share>| names.contains(&share.config().name);
             if slot.share.as_ref().is_some_and(named) {
-                *slot = Slot {
-                    share: None,
-                    held: slot.held.get_mut().to_owned().into(),
-                    _mounts: None,
-                };
+                let held = AtomicU64::new(*slot.held.get_mut());
+                *slot = Slot { held, ..Slot::default() };
             }
         }
+        self.prune_devices();
     }
 
     // Only a panic could poison the locks, and that ends the process.
@@ -251,14 +250,28 @@ impl ShareTree {
     pub(super) fn number(&self, attr: &mut stat64) {
         // Only a panic could poison it, and that ends the process.
         let mut devices = self.devices.lock().expect("not poisoned");
-        let known = devices.iter().position(|&device| device == attr.st_dev);
-        let device = known.unwrap_or_else(|| {
-            if devices.len() < MAX_DEVICES {
-                devices.push(attr.st_dev);
+        let known = devices.iter().position(|&device| device == Some(attr.st_dev));
+        let number = known.unwrap_or_else(|| {
+            let free = devices.iter().position(Option::is_none).unwrap_or(devices.len());
+            match devices.get_mut(free) {
+                Some(place) => *place = Some(attr.st_dev),
+                None if free < MAX_DEVICES => devices.push(Some(attr.st_dev)),
+                None => return MAX_DEVICES - 1,
             }
-            devices.len() - 1
+            free
         });
-        attr.st_ino ^= (device as u64) << DEVICE_SHIFT;
+        attr.st_ino ^= (number as u64) << DEVICE_SHIFT;
+    }
+
+    /// Gives the numbers of devices free that no share is on. (One with several devices
+    /// gets new numbers for the others.)
+    fn prune_devices(&self) {
+        let shares: Vec<_> = self.slots().iter().filter_map(|slot| slot.share.clone()).collect();
+        let used: Vec<u64> =
+            shares.iter().filter_map(|share| Some(share.root().ok()?.attr.st_dev)).collect();
+        for place in self.devices.lock().expect("not poisoned").iter_mut() {
+            *place = place.filter(|device| used.contains(device));
+        }
     }
 
     fn of_kind(&self, kind: ShareKind) -> Vec<(usize, Arc<Share>)> {
