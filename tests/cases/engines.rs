@@ -106,6 +106,9 @@ fn podman_runs_execs_commits_and_cleans_up() {
     assert!(!Path::new("/copied-by-podman").exists(), "it is the host's root");
     assert_eq!(podman.run(&["exec", "web", "cat", "/copied-by-podman"]).ok(), "of the host");
     podman.run(&["exec", "web", "sh", "-c", "echo of the guest > /tmp/made"]).ok();
+    // No link of the container leads out of it.
+    podman.run(&["exec", "web", "ln", "-s", "/proc/1/root/etc", "/out"]).ok();
+    assert_ne!(podman.run(&["cp", "web:/out/passwd", copied]).status, 0);
     podman.run(&["cp", "web:/tmp/made", copied]).ok();
     assert_eq!(std::fs::read_to_string(copied).unwrap(), "of the guest\n");
     let status = ["inspect", "web", "--format", "{{.State.Status}}"];
@@ -138,6 +141,8 @@ fn podman_pods_share_a_machine() {
     assert!(told.starts_with("both\nshared\n"), "{told}");
     let boot = podman.run(&["exec", "server", "cat", "/proc/sys/kernel/random/boot_id"]).ok();
     assert!(told.ends_with(&boot), "one machine: {told}, {boot}");
+    let terminal = ["run", "--rm", "-t", "--pod", "pod", IMAGE, "tty"];
+    assert!(podman.run(&terminal).ok().contains("/dev/pts/"));
     let status = ["pod", "inspect", "pod", "--format", "{{.State}}"];
     assert_eq!(podman.run(&status).ok(), "Running");
     podman.run(&["restart", "-t", "0", "server"]).ok();

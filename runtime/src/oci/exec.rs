@@ -16,7 +16,7 @@ use serde_json::Value;
 
 use super::create::{Helper, Inherited};
 use super::handshake::{Channel, Word};
-use super::monitor::{Fate, join_cgroup, leave_stdio, stdio};
+use super::monitor::{Fate, join_cgroup, lead_session, leave_stdio, stdio};
 use super::preserved::Preserved;
 use super::store::{Container, Live, Root, Status};
 use super::{OciError, console};
@@ -101,17 +101,17 @@ pub fn monitor(root: &Root, id: &str, inherited: Inherited) -> Result<Fate, OciE
     let mut channel = Channel::new(socket);
     let begin = || -> Result<_, OciError> {
         // Before it is in the container's cgroup, as the monitor.
+        lead_session();
         null().map_err(OciError::io("/dev/null"))?;
         let name = name()?;
         let order = read_order(order.into())?;
         let container = root.find(id)?;
-        let _ = nix::unistd::setsid();
-        let _ = nix::sys::prctl::set_name(c"bulkhead");
+        let stdio = stdio(console)?;
         join_cgroup(&container.record.plan.cgroup)?;
         let _ = std::env::set_current_dir("/");
-        Ok((container, order, console, name))
+        Ok((container, order, stdio, name))
     };
-    let (container, order, console, name) = match begin() {
+    let (container, order, (stdio, terminal), name) = match begin() {
         Ok(begun) => begun,
         Err(error) => {
             channel.say(&Word::Failed(chain(&error)));
@@ -121,7 +121,6 @@ pub fn monitor(root: &Root, id: &str, inherited: Inherited) -> Result<Fate, OciE
     let runtime = super::event_loop()?;
     let fate = runtime.block_on(async {
         let begun = async {
-            let (stdio, terminal) = stdio(console)?;
             let stdio = HostStdio { descriptors: descriptors::all(fds)?, ..stdio };
             Attended::begin(&container, name, order.process, stdio, terminal).await
         };

@@ -52,15 +52,12 @@ pub fn run(root: &Root, id: &str, uids: &Path, inherited: Inherited) -> Result<F
     let mut channel = Channel::new(socket);
     let container = root.find(id)?;
     let alive = container.become_monitor()?;
-    // Before it is in the container's cgroup: podman's of a pod forbids all devices.
-    null().map_err(OciError::io("/dev/null"))?;
-    let assets = match container.record.plan.machine {
-        Some(_) => Ok(None),
-        None => Assets::find().and_then(|assets| assets.open()).map(Some),
-    };
-    let prepared = assets.map_err(|error| LaunchError::from(error).into());
-    let assets = match prepared.and_then(|assets| prepare(&container).map(|()| assets)) {
-        Ok(assets) => assets,
+    let prepared = open(&container, console).and_then(|opened| {
+        prepare(&container)?;
+        Ok(opened)
+    });
+    let (stdio, assets) = match prepared {
+        Ok(opened) => opened,
         Err(error) => {
             channel.say(&Word::Failed(chain(&error)));
             return Ok(Fate::Failed);
@@ -75,7 +72,7 @@ pub fn run(root: &Root, id: &str, uids: &Path, inherited: Inherited) -> Result<F
     let (asks, asked) = std::sync::mpsc::channel();
     std::thread::scope(|scope| {
         let show = Show(asks);
-        let begin = Begin { console, descriptors, uids, assets, show };
+        let begin = Begin { stdio, descriptors, uids, assets, show };
         let worker = scope.spawn(|| work(&container, alive, channel, begin));
         if let Ok(Asked(answer)) = asked.recv() {
             let _ = answer.send(view::enter(&container.record.plan));
@@ -136,12 +133,34 @@ pub(super) fn leave_stdio() -> Result<(), OciError> {
     leave().map_err(OciError::io("/dev/null"))
 }
 
-/// Makes this process the container's: session, cgroup, network namespace.
-fn prepare(container: &Container) -> Result<(), OciError> {
-    let plan = &container.record.plan;
-    // EPERM: it leads a session already.
+/// Streams, with their terminal, and what a machine of its own is made of.
+type Opened = ((HostStdio, Option<RawTerminal>), Option<OpenAssets>);
+
+/// Opens all devices, before this process is in the container's cgroup: podman's of a
+/// pod forbids them.
+fn open(container: &Container, console: Option<UnixStream>) -> Result<Opened, OciError> {
+    lead_session();
+    null().map_err(OciError::io("/dev/null"))?;
+    let assets = match container.record.plan.machine {
+        Some(_) => None,
+        None => {
+            let assets = Assets::find().and_then(|assets| assets.open());
+            Some(assets.map_err(LaunchError::from)?)
+        }
+    };
+    Ok((stdio(console)?, assets))
+}
+
+/// A terminal is a session's.
+pub(super) fn lead_session() {
+    // EPERM: it leads one already.
     let _ = nix::unistd::setsid();
     let _ = nix::sys::prctl::set_name(c"bulkhead");
+}
+
+/// Makes this process the container's: cgroup, network namespace.
+fn prepare(container: &Container) -> Result<(), OciError> {
+    let plan = &container.record.plan;
     join_cgroup(&plan.cgroup)?;
     if let Some(score) = plan.spec["process"]["oomScoreAdj"].as_i64() {
         // The VMM, which has all of the container's memory, inherits it.
@@ -174,7 +193,7 @@ pub(super) fn join_cgroup(path: &Path) -> Result<(), OciError> {
 
 /// What a monitor begins with, beside the container.
 struct Begin<'a> {
-    console: Option<UnixStream>,
+    stdio: (HostStdio, Option<RawTerminal>),
     descriptors: Vec<OwnedFd>,
     uids: &'a Path,
     /// None in a machine that it joins.
@@ -300,13 +319,12 @@ impl<'a> Monitor<'a> {
         alive: MonitorLock,
         begin: Begin<'_>,
     ) -> Result<(Monitor<'a>, Built), OciError> {
-        let Begin { console, descriptors, uids, assets, show } = begin;
+        let Begin { stdio: (stdio, terminal), descriptors, uids, assets, show } = begin;
         let plan = &container.record.plan;
         let signals = Caught::begin().map_err(OciError::io("signals"))?;
         // Before the machine is begun, which takes longer.
         let descriptors = descriptors::all(descriptors)?;
         let mut machine = Machine::begin(container, uids, assets).await?;
-        let (stdio, terminal) = stdio(console)?;
         let stdio = HostStdio { descriptors, ..stdio };
         let create = plan.create_call(container.id(), machine.prefix(), &stdio);
         let built = async {
