@@ -6,6 +6,7 @@
 
 pub mod background;
 pub mod bundle;
+pub mod children;
 pub mod image;
 pub mod leaks;
 pub mod oci;

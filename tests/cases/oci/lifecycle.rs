@@ -4,28 +4,15 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use bulkhead_tests::bundle::{Bundle, OURS};
+use bulkhead_tests::children::{adopt, reap, reap_orphans};
 use bulkhead_tests::program::eventually;
 use bulkhead_tests::{leaks, turn};
 use nix::sys::signal::{Signal, kill};
-use nix::sys::wait::{WaitStatus, waitpid};
+use nix::sys::wait::WaitStatus;
 use nix::unistd::Pid;
 use serde_json::{Value, json};
 
 use super::both;
-
-/// Orphans of the verbs become children of this process, as of an engine's.
-fn adopt() {
-    nix::sys::prctl::set_child_subreaper(true).expect("prctl");
-}
-
-fn reap(pid: i32) -> WaitStatus {
-    waitpid(Pid::from_raw(pid), None).expect("the container's process is our child")
-}
-
-/// All of them: only for cases that run alone.
-fn reap_orphans() {
-    while waitpid(None, None).is_ok() {}
-}
 
 both!(from_creation_to_deletion, |runtime| {
     adopt();

@@ -1,29 +1,17 @@
 //! Several containers of a pod: namespaces that are joined by path.
 
 use bulkhead_tests::bundle::{Bundle, OURS};
+use bulkhead_tests::children::{adopt, reap, reap_orphans};
 use bulkhead_tests::program::eventually;
 use bulkhead_tests::{leaks, turn};
 use nix::sys::signal::{Signal, kill};
-use nix::sys::wait::{WaitStatus, waitpid};
+use nix::sys::wait::WaitStatus;
 use nix::unistd::Pid;
 use serde_json::json;
 
 use super::both;
 
 const PODS: &[&str] = &["ipc", "network", "uts"];
-
-fn adopt() {
-    nix::sys::prctl::set_child_subreaper(true).expect("prctl");
-}
-
-fn reap(pid: i32) -> WaitStatus {
-    waitpid(Pid::from_raw(pid), None).expect("the container's process is our child")
-}
-
-/// All of them: only for a case that runs alone.
-fn reap_orphans() {
-    while waitpid(None, None).is_ok() {}
-}
 
 /// A bind mount in its configuration.
 fn bind(bundle: &mut Bundle, source: &str, destination: &str, options: &[&str]) {
