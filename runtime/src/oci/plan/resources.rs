@@ -1,0 +1,162 @@
+//! Limits of a specification: the machine's size, and the container's cgroup on the host.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+
+use oci_spec::runtime::LinuxResources;
+use serde::Deserialize;
+use serde_json::Value;
+
+use super::super::bundle::{BundleError, field};
+use super::Plan;
+use crate::limits::{Bytes, Cpus, LimitError, Limits, Shape};
+use crate::sandbox::cgroup;
+
+/// Takes the limits out that only the host can honour: its CPUs and memory nodes are
+/// not the guest's, nor are its disks.
+pub(in crate::oci) fn host_resources(resources: &mut Value) {
+    if let Some(cpu) = resources.get_mut("cpu").and_then(Value::as_object_mut) {
+        cpu.remove("cpus");
+        cpu.remove("mems");
+    }
+    if let Some(unified) = resources.get_mut("unified").and_then(Value::as_object_mut) {
+        unified.retain(|file, _| !file.starts_with("cpuset.") && !file.starts_with("io."));
+    }
+}
+
+/// Size of a pod's containers together, as containerd tells the pod's first one:
+/// bytes, microseconds.
+const POD_MEMORY: &str = "io.kubernetes.cri.sandbox-memory";
+const POD_QUOTA: &str = "io.kubernetes.cri.sandbox-cpu-quota";
+const POD_PERIOD: &str = "io.kubernetes.cri.sandbox-cpu-period";
+/// Size of the machine, whatever the limits of its first container are: `2g`, `1.5`.
+const OWN_MEMORY: &str = "bulkhead.memory";
+const OWN_CPUS: &str = "bulkhead.cpus";
+
+/// The machine for these limits.
+pub(super) fn shape(
+    resources: &LinuxResources,
+    annotations: &HashMap<String, String>,
+) -> Result<Shape, BundleError> {
+    let number = |name: &str| annotations.get(name)?.parse::<i64>().ok().filter(|&n| n > 0);
+    let memory = resources.memory().as_ref().and_then(|memory| memory.limit());
+    let memory = memory.filter(|&limit| limit > 0).or_else(|| number(POD_MEMORY));
+    let cpu = resources.cpu().clone().unwrap_or_default();
+    let quota = cpu.quota().filter(|&quota| quota > 0);
+    let cpu = match quota {
+        None => (number(POD_QUOTA), number(POD_PERIOD).map(i64::unsigned_abs)),
+        quota => (quota, cpu.period()),
+    };
+    let mut limits = Limits {
+        memory: memory.map(|limit| Bytes(limit.unsigned_abs())),
+        cpus: match cpu {
+            (Some(quota), period) if quota > 0 => {
+                let period = period.filter(|&period| period > 0).unwrap_or(100_000);
+                let millionths = u128::from(quota.unsigned_abs()) * 1_000_000 / u128::from(period);
+                Some(Cpus(u64::try_from(millionths).unwrap_or(u64::MAX)))
+            }
+            _ => None,
+        },
+        pids: None,
+    };
+    let wrong =
+        |name: &str, error: LimitError| field(format!("annotations[{name}]"), error.to_string());
+    if let Some(text) = annotations.get(OWN_MEMORY) {
+        limits.memory = Some(text.parse().map_err(|error| wrong(OWN_MEMORY, error))?);
+    }
+    if let Some(text) = annotations.get(OWN_CPUS) {
+        limits.cpus = Some(text.parse().map_err(|error| wrong(OWN_CPUS, error))?);
+    }
+    limits.shape().map_err(|error| field("linux.resources.memory.limit", error.to_string()))
+}
+
+/// What the container's cgroup on the host is limited to: the limits themselves
+/// hold in the guest; these are for what stands for the container on the host.
+pub(super) fn host_limits(resources: &LinuxResources, shape: &Shape) -> Vec<(String, String)> {
+    let mut limits = cgroup::limits(shape);
+    let mut push = |file: &str, value: String| limits.push((file.to_owned(), value));
+    if let Some(cpu) = resources.cpu() {
+        if let Some(shares) = cpu.shares().filter(|&shares| shares != 0) {
+            push("cpu.weight", weight(shares).to_string());
+        }
+        for (file, list) in [("cpuset.cpus", cpu.cpus()), ("cpuset.mems", cpu.mems())] {
+            if let Some(list) = list.as_ref().filter(|list| !list.is_empty()) {
+                push(file, list.clone());
+            }
+        }
+    }
+    for (file, value) in resources.unified().iter().flatten() {
+        // Those that only the host can honour.
+        if file.starts_with("cpuset.") || file.starts_with("io.") {
+            push(file, value.clone());
+        }
+    }
+    limits
+}
+
+/// What an update changes of the container's cgroup on the host.
+///
+/// # Errors
+/// Names the field.
+pub(in crate::oci) fn updated(
+    plan: &Plan,
+    resources: &Value,
+) -> Result<Vec<(String, String)>, BundleError> {
+    let resources = LinuxResources::deserialize(resources)
+        .map_err(|error| field("resources", error.to_string()))?;
+    let wanted = shape(&resources, &HashMap::new())?;
+    // In a machine that it joined, its limits are not the machine's.
+    let own = plan.machine.is_none();
+    // The guest's memory was given at its start: its own limit may be lowered and
+    // raised below that.
+    let memory = resources.memory().as_ref().and_then(|memory| memory.limit());
+    if own && memory.is_some_and(|limit| limit > 0) && wanted.memory_mib > plan.shape.memory_mib {
+        let reason = format!(
+            "the machine of the container was started with {} MiB, and cannot grow",
+            plan.shape.memory_mib
+        );
+        return Err(field("linux.resources.memory.limit", reason));
+    }
+    let quota = resources.cpu().as_ref().and_then(|cpu| cpu.quota()).unwrap_or(0);
+    if own && quota > 0 && wanted.vcpus > plan.shape.vcpus {
+        let reason = format!(
+            "the machine of the container was started with {} vCPUs, and cannot grow",
+            plan.shape.vcpus
+        );
+        return Err(field("linux.resources.cpu.quota", reason));
+    }
+    let keep = |(file, _): &(String, String)| file != "memory.max" && file != "pids.max";
+    let mut settings: Vec<_> = host_limits(&resources, &wanted).into_iter().filter(keep).collect();
+    if quota < 0 {
+        settings.push(("cpu.max".into(), "max".into()));
+    }
+    Ok(settings)
+}
+
+/// `cpu.weight` of `cpu.shares`, as runc converts it.
+fn weight(shares: u64) -> u64 {
+    1 + (shares.clamp(2, 262_144) - 2) * 9999 / 262_142
+}
+
+/// Where in the tree of cgroups: as runc does for cgroup v2 without systemd.
+pub(super) fn cgroup_path(id: &str, path: Option<&Path>) -> Result<PathBuf, BundleError> {
+    let root = Path::new(cgroup::ROOT);
+    let wrong = |reason: String| field("linux.cgroupsPath", reason);
+    let path = match path.filter(|path| !path.as_os_str().is_empty()) {
+        None => Path::new("/bulkhead").join(id),
+        Some(path) if path.is_absolute() => path.to_owned(),
+        Some(path) => {
+            // Beside our own: that one holds processes, and cannot have children
+            // with controllers.
+            let own = std::fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+            let own = own.lines().find_map(|line| line.strip_prefix("0::")).unwrap_or("/");
+            Path::new(own).parent().unwrap_or(Path::new("/")).join(path)
+        }
+    };
+    let below = path.strip_prefix("/").unwrap_or(&path);
+    let normal = |part| matches!(part, std::path::Component::Normal(_));
+    if below.as_os_str().is_empty() || !below.components().all(normal) {
+        return Err(wrong(format!("{} leads nowhere below {}", path.display(), root.display())));
+    }
+    Ok(root.join(below))
+}
