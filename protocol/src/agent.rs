@@ -112,6 +112,11 @@ pub enum Call {
         /// Which container.
         container: String,
     },
+    /// How far the container is.
+    Phase {
+        /// Which container.
+        container: String,
+    },
     /// Figures of the container's cgroup.
     Stats {
         /// Which container.
@@ -318,6 +323,13 @@ pub enum Return {
     Exit(Exit),
     /// Processes.
     Processes(Vec<Process>),
+    /// Phase.
+    Phase {
+        /// Whether its process was started.
+        started: bool,
+        /// Whether its processes are frozen.
+        frozen: bool,
+    },
     /// Stats: file name of the cgroup -> contents, for the files that exist
     /// (`memory.current`, `cpu.stat`, `pids.current`, `io.stat`, ...).
     Stats(std::collections::BTreeMap<String, String>),

@@ -18,7 +18,8 @@ pub fn holdings() -> Holdings {
     }
     let mounts = fs::read_to_string("/proc/self/mountinfo").expect("/proc is mounted");
     counts.insert("mounts".into(), mounts.lines().count());
-    counts.insert("cgroups".into(), directories(Path::new("/sys/fs/cgroup/bulkhead")));
+    let cgroups = ["/sys/fs/cgroup/bulkhead", "/sys/fs/cgroup/bulkhead-tests"];
+    counts.insert("cgroups".into(), cgroups.iter().map(|at| directories(Path::new(at))).sum());
     for (tree, depth) in [("/run/bulkhead", usize::MAX), ("/var/lib/bulkhead", 3)] {
         counts.insert(format!("files in {tree}"), entries(Path::new(tree), depth));
     }

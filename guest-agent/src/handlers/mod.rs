@@ -5,6 +5,7 @@ mod delete;
 mod exec;
 mod forget;
 mod freeze;
+mod phase;
 pub mod power_off;
 mod processes;
 mod resize;
@@ -34,6 +35,7 @@ pub async fn call(agent: &Rc<Agent>, call: Call) -> Result<Return, AgentError> {
         Call::Resize { process, rows, columns } => resize::handle(agent, &process, rows, columns),
         Call::Wait { process } => wait::handle(agent, &process).await,
         Call::Processes { container } => processes::handle(agent, &container),
+        Call::Phase { container } => phase::handle(agent, &container),
         Call::Stats { container } => stats::handle(agent, &container),
         Call::Freeze { container, frozen } => freeze::handle(agent, &container, frozen).await,
         Call::Update { container, resources } => update::handle(agent, &container, resources),

@@ -174,7 +174,8 @@ fn bring_up(
     let Built { timings, guest_pid } = helper.ready()?;
     let status = Live::Created;
     let pid_start = start_of(pid);
-    let phase = Phase { pid, pid_start, status, started: false, timings, guest_pid };
+    let phase =
+        Phase { pid, pid_start, status, started: false, changing: false, timings, guest_pid };
     container.write_phase(lock, &phase)?;
     helper.go();
     helper.release();

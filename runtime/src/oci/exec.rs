@@ -142,7 +142,7 @@ pub fn monitor(root: &Root, id: &str, inherited: Inherited) -> Result<Fate, OciE
 }
 
 fn running(container: &Container) -> Result<(), OciError> {
-    match container.status()? {
+    match super::settle::status(container, None)?.0 {
         // As runc: the namespaces are there before the process is.
         Status::Live(Live::Running | Live::Created) => Ok(()),
         status => Err(super::verbs::refuse(container, "exec in", status)),

@@ -29,6 +29,7 @@ pub mod hooks;
 pub mod monitor;
 pub mod plan;
 pub mod preserved;
+mod settle;
 pub mod store;
 pub mod verbs;
 mod view;

@@ -67,6 +67,10 @@ pub struct Phase {
     /// Whether `start` had its way.
     #[serde(default)]
     pub started: bool,
+    /// Whether a verb is about to change it in the guest, or was killed when it was:
+    /// see [`super::settle`].
+    #[serde(default)]
+    pub changing: bool,
     /// How long its start took.
     pub timings: LaunchTimings,
     /// Pid of its process in the guest.

@@ -9,8 +9,8 @@ use serde_json::Value;
 
 use super::create::{start_of, state_json};
 use super::monitor::process;
-use super::store::{Container, Live, Phase, Root, Status};
-use super::{OciError, hooks};
+use super::store::{Container, Live, Lock, Phase, Root, Status};
+use super::{OciError, hooks, settle};
 use crate::agent::{Agent, AgentError};
 use crate::dirs;
 use crate::files::FileError;
@@ -33,8 +33,13 @@ pub(super) fn refuse(container: &Container, verb: &'static str, status: Status) 
 }
 
 /// The phase of a container that is in one of these.
-fn require(container: &Container, verb: &'static str, wanted: &[Live]) -> Result<Phase, OciError> {
-    match (container.status()?, container.phase()?) {
+fn require(
+    container: &Container,
+    lock: Option<&Lock>,
+    verb: &'static str,
+    wanted: &[Live],
+) -> Result<Phase, OciError> {
+    match settle::status(container, lock)? {
         (Status::Live(live), Some(phase)) if wanted.contains(&live) => Ok(phase),
         (status, _) => Err(refuse(container, verb, status)),
     }
@@ -46,7 +51,8 @@ fn require(container: &Container, verb: &'static str, wanted: &[Live]) -> Result
 /// When it is not created, or its process cannot be executed.
 pub fn start(container: &Container) -> Result<(), OciError> {
     let lock = container.lock()?;
-    let phase = require(container, "start", &[Live::Created])?;
+    let phase = require(container, Some(&lock), "start", &[Live::Created])?;
+    settle::begin(container, &lock, &phase)?;
     let id = container.id().to_owned();
     let answer = super::event_loop()?.block_on(async {
         let agent = Agent::connect(&container.machine_dir()).await?;
@@ -57,12 +63,9 @@ pub fn start(container: &Container) -> Result<(), OciError> {
             () = gone(container) => Err(AgentError::Closed("the monitor ended".into())),
         }
     });
-    match answer {
-        // A `start` that was killed had its way: it is only not written down.
-        Err(AgentError::Refused(error))
-            if error.kind == ErrorKind::State && matches!(container.status()?, Status::Live(_)) => {
-        }
-        other => other?,
+    if let Err(error) = answer {
+        // The mark stays: how far it came is asked of the guest, if that is there.
+        return Err(error.into());
     }
     let pid = phase.pid;
     let status = Live::Running;
@@ -86,8 +89,7 @@ async fn gone(container: &Container) {
 /// # Errors
 /// When a file cannot be read.
 pub fn state(container: &Container) -> Result<(Status, i32), OciError> {
-    let status = container.status()?;
-    let phase = container.phase()?;
+    let (status, phase) = settle::status(container, None)?;
     let pid = match status {
         Status::Live(_) => phase.map_or(0, |phase| phase.pid),
         Status::Creating | Status::Stopped => 0,
@@ -100,7 +102,7 @@ pub fn state(container: &Container) -> Result<(Status, i32), OciError> {
 /// # Errors
 /// When it does not live, or the signal cannot be sent.
 pub fn kill(container: &Container, signal: i32, all: bool) -> Result<(), OciError> {
-    let status = container.status()?;
+    let (status, _) = settle::status(container, None)?;
     let live = match status {
         Status::Live(live) => live,
         // As runc: there is nobody left to be killed.
@@ -161,9 +163,10 @@ fn ends_or_is_killed(container: &Container) -> Result<(), OciError> {
 pub fn freeze(container: &Container, frozen: bool) -> Result<(), OciError> {
     let lock = container.lock()?;
     let phase = match frozen {
-        true => require(container, "pause", &[Live::Created, Live::Running])?,
-        false => require(container, "resume", &[Live::Paused])?,
+        true => require(container, Some(&lock), "pause", &[Live::Created, Live::Running])?,
+        false => require(container, Some(&lock), "resume", &[Live::Paused])?,
     };
+    settle::begin(container, &lock, &phase)?;
     call(container, Call::Freeze { container: container.id().to_owned(), frozen })?;
     let status = match (frozen, phase.started) {
         (true, _) => Live::Paused,
@@ -178,8 +181,8 @@ pub fn freeze(container: &Container, frozen: bool) -> Result<(), OciError> {
 /// # Errors
 /// When it does not live, or a limit is refused.
 pub fn update(container: &Container, resources: &Value) -> Result<(), OciError> {
-    let _lock = container.lock()?;
-    require(container, "update", &[Live::Created, Live::Running, Live::Paused])?;
+    let lock = container.lock()?;
+    require(container, Some(&lock), "update", &[Live::Created, Live::Running, Live::Paused])?;
     let settings = super::plan::updated(&container.record.plan, resources)?;
     let id = container.id().to_owned();
     let mut of_guest = resources.clone();
@@ -197,7 +200,12 @@ pub fn update(container: &Container, resources: &Value) -> Result<(), OciError> 
 /// # Errors
 /// When it does not live.
 pub fn processes(container: &Container) -> Result<Vec<Process>, OciError> {
-    require(container, "list the processes of", &[Live::Created, Live::Running, Live::Paused])?;
+    require(
+        container,
+        None,
+        "list the processes of",
+        &[Live::Created, Live::Running, Live::Paused],
+    )?;
     match call(container, Call::Processes { container: container.id().to_owned() })? {
         Return::Processes(list) => Ok(list),
         _ => Err(AgentError::Nonsense("processes").into()),
@@ -222,7 +230,7 @@ pub fn monitors(container: &Container) -> Result<Vec<i32>, OciError> {
 pub fn stats(
     container: &Container,
 ) -> Result<std::collections::BTreeMap<String, String>, OciError> {
-    require(container, "measure", &[Live::Created, Live::Running, Live::Paused])?;
+    require(container, None, "measure", &[Live::Created, Live::Running, Live::Paused])?;
     match call(container, Call::Stats { container: container.id().to_owned() })? {
         Return::Stats(files) => Ok(files),
         _ => Err(AgentError::Nonsense("stats").into()),
@@ -264,7 +272,9 @@ pub fn delete(root: &Root, id: &str, force: bool) -> Result<(), OciError> {
     // Whoever holds the lock and finds no phase knows that the creator is dead.
     let status = match container.phase()? {
         None => Status::Stopped,
-        Some(_) => container.status()?,
+        // No question to a guest that may not answer.
+        Some(_) if force => container.status()?,
+        Some(_) => settle::status(&container, Some(&lock))?.0,
     };
     match status {
         Status::Stopped if container.phase()?.is_none() => kill_monitor(&container)?,
