@@ -14,7 +14,19 @@ pub fn line(text: &str) -> anyhow::Result<()> {
 
 /// Prints JSON for people.
 pub fn json(value: &serde_json::Value) -> anyhow::Result<()> {
-    line(&serde_json::to_string_pretty(value)?)
+    line(&escaped(&serde_json::to_string_pretty(value)?))
+}
+
+/// JSON without the control characters that it allows in strings (DEL, C1), which could
+/// move the reader's terminal.
+fn escaped(json: &str) -> String {
+    json.chars().fold(String::with_capacity(json.len()), |mut text, c| {
+        match c {
+            c if c.is_control() && c != '\n' => text.push_str(&format!("\\u{:04x}", u32::from(c))),
+            c => text.push(c),
+        }
+        text
+    })
 }
 
 /// A table without lines, as docker prints it.
@@ -126,6 +138,10 @@ mod tests {
     #[test]
     fn hostile_text_is_tamed() {
         assert_eq!(printable("a\u{1b}[2Jb\n"), "a?[2Jb?");
+        let value = serde_json::json!({"a": "\u{1b}\u{7f}\u{9b}\u{e4}"});
+        let text = escaped(&serde_json::to_string_pretty(&value).unwrap());
+        assert!(!text.chars().any(|c| c.is_control() && c != '\n'), "{text:?}");
+        assert_eq!(serde_json::from_str::<serde_json::Value>(&text).unwrap(), value);
         assert_eq!(shorten("äöüäöü", 4), "äöü…");
     }
 }

@@ -77,6 +77,15 @@ impl Bundle {
         self.directory.path().to_owned()
     }
 
+    /// Compiles `source`, of `tests/guests/`, into the root file system: a static program,
+    /// since that has no libraries.
+    pub fn compile(&self, source: &str, program: &str) {
+        let mut compiler = Command::new("cc");
+        compiler.args(["-static", "-O1", "-Wall", "-Werror", "-x", "c", "-", "-o"]);
+        compiler.arg(self.directory.path().join("rootfs").join(program));
+        feed(compiler, Box::new(std::io::Cursor::new(source.to_owned()))).ok();
+    }
+
     /// A file beside config.json.
     pub fn file(&self, name: &str) -> String {
         self.directory.path().join(name).display().to_string()

@@ -36,7 +36,7 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<u8> {
                 eprintln!("{note}");
             }
             if let Some(error) = outcome.error {
-                eprintln!("{error}");
+                errors::say(&error);
             }
             Ok(0)
         }
@@ -44,7 +44,7 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<u8> {
             let code = error.downcast_ref().map_or(errors::OWN, ContainerError::exit_code);
             match waiting {
                 Some(reporter) => reporter.failed(errors::chain(&error), code),
-                None => eprintln!("{}", errors::chain(&error)),
+                None => errors::say(&errors::chain(&error)),
             }
             Ok(1)
         }

@@ -216,6 +216,50 @@ both!(further_descriptors_are_passed_on, |runtime| {
     assert_ne!(closed.status, 0, "descriptors that are not open");
 });
 
+both!(listening_sockets_are_passed_on, |runtime| {
+    let mut bundle = Bundle::new(runtime, "");
+    bundle.compile(include_str!("../../guests/activated.c"), "bin/activated");
+    bundle.config["process"]["args"] = json!(["activated"]);
+    let (path, port_file) = (bundle.file("socket"), bundle.file("port"));
+    // The shell that makes the sockets becomes the runtime: LISTEN_PID is its own.
+    let verb = bundle.command(&["run", "--detach", &bundle.id]);
+    let mut python = std::process::Command::new("python3");
+    let script = "import os, socket, sys\n\
+        tcp = socket.create_server(('127.0.0.1', 0)); unix = socket.socket(socket.AF_UNIX)\n\
+        unix.bind(sys.argv[1]); unix.listen()\n\
+        open(sys.argv[2], 'w').write(str(tcp.getsockname()[1]))\n\
+        a, b = os.dup(tcp.fileno()), os.dup(unix.fileno())\n\
+        os.dup2(a, 3); os.dup2(b, 4)\n\
+        os.environ.update(LISTEN_FDS='2', LISTEN_PID=str(os.getpid()))\n\
+        os.execvp(sys.argv[3], sys.argv[3:])\n";
+    python.args(["-c", script, &path, &port_file]).arg(verb.get_program()).args(verb.get_args());
+    let out = std::fs::File::create(bundle.file("out")).unwrap();
+    python.stdin(std::process::Stdio::null()).stdout(out.try_clone().unwrap()).stderr(out);
+    let status = python.current_dir(bundle.path()).status().unwrap();
+    assert!(status.success(), "{}", bundle.output());
+    eventually("its readiness", || bundle.output() == "2 sockets\n");
+    let port: u16 = std::fs::read_to_string(port_file).unwrap().parse().unwrap();
+    // More than any buffer on the way holds.
+    let sent: Vec<u8> = (0..1_500_000u32).map(|index| (index % 251) as u8).collect();
+    for _ in 0..2 {
+        assert!(echoed(std::net::TcpStream::connect(("127.0.0.1", port)).unwrap(), &sent));
+        assert!(echoed(std::os::unix::net::UnixStream::connect(&path).unwrap(), &sent));
+    }
+    bundle.verb(&["kill", &bundle.id, "KILL"]).ok();
+});
+
+/// Whether `sent` comes back over `connection`.
+fn echoed(connection: impl Into<std::os::fd::OwnedFd>, sent: &[u8]) -> bool {
+    use std::io::Write;
+    // Either kind of socket, as one of them: shutdown(2) is the same.
+    let mut stream = std::os::unix::net::UnixStream::from(connection.into());
+    stream.write_all(sent).unwrap();
+    stream.shutdown(std::net::Shutdown::Write).unwrap();
+    let mut back = Vec::new();
+    stream.read_to_end(&mut back).unwrap();
+    back == sent
+}
+
 #[track_caller]
 fn script_in(bundle: &Bundle, text: &str) {
     let finished = script(&format!("cd {}; {text}", bundle.path().display()));

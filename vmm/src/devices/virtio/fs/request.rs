@@ -92,5 +92,5 @@ fn refuse(writer: &mut VirtioFsWriter, unique: u64) -> u32 {
 }
 
 #[cfg(test)]
-#[path = "request_tests.rs"]
+#[path = "request_tests/mod.rs"]
 mod tests;
