@@ -309,6 +309,10 @@ pub struct Exec {
     /// As in [`Create`].
     #[serde(default)]
     pub descriptors: Vec<Descriptor>,
+    /// A cgroup below the container's, in which the process begins. None is the
+    /// container's own, or its process's where that one cannot have processes.
+    #[serde(default)]
+    pub cgroup: Option<String>,
 }
 
 /// What a call returns.

@@ -10,7 +10,7 @@ use std::time::Instant;
 
 use nix::pty::{Winsize, openpty};
 
-use crate::program::{LIMIT, eventually, wait};
+use crate::program::{eventually, limit, wait};
 
 /// A running program and the master side of its terminal.
 pub struct Terminal {
@@ -82,7 +82,7 @@ impl Terminal {
     /// Waits until `text` was printed.
     #[track_caller]
     pub fn expect(&self, text: &str) {
-        let deadline = Instant::now() + LIMIT;
+        let deadline = Instant::now() + limit();
         while !self.output().contains(text) {
             assert!(Instant::now() < deadline, "no {text:?} in: {}", self.output());
             thread::sleep(std::time::Duration::from_millis(50));
@@ -91,7 +91,8 @@ impl Terminal {
 
     /// Waits for the end; the status as shells count it.
     pub fn end(mut self) -> (i32, String) {
-        let status = wait(&mut self.child, Instant::now() + LIMIT, "the program under a terminal");
+        let status =
+            wait(&mut self.child, Instant::now() + limit(), "the program under a terminal");
         let output = self.output.clone();
         let mut before = 0;
         eventually("the terminal's last output", || {

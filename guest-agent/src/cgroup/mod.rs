@@ -2,6 +2,7 @@
 
 pub mod convert;
 pub mod devices;
+mod place;
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;

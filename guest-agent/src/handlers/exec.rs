@@ -63,7 +63,9 @@ async fn run(container: &Container, exec: &Exec) -> Result<Rc<Process>, AgentErr
     let descriptors = descriptors::open(&streams, &exec.descriptors)?;
     let init = container.init.pidfd().try_clone_to_owned();
     let init = init.system(|| "duplicating a descriptor".into())?;
-    let mut extra = vec![init.as_fd(), container.cgroup.fd()];
+    let cgroup = container.cgroup.place(exec.cgroup.as_deref(), container.init.pid);
+    let cgroup = cgroup.map_err(|error| super::create::failed(&error))?;
+    let mut extra = vec![init.as_fd(), cgroup.as_fd()];
     extra.extend(descriptors.iter().map(AsFd::as_fd));
     let start = Start {
         role: roles::EXEC,

@@ -97,7 +97,8 @@ pub fn create(id: &str, spec: Value, stdio: Stdio) -> Create {
 }
 
 pub fn exec(id: &str, exec: &str, process: Value, stdio: Stdio) -> Exec {
-    Exec { process: name(id, Some(exec)), spec: process, stdio, descriptors: Vec::new() }
+    let (descriptors, cgroup) = (Vec::new(), None);
+    Exec { process: name(id, Some(exec)), spec: process, stdio, descriptors, cgroup }
 }
 
 pub fn name(id: &str, exec: Option<&str>) -> ProcessId {

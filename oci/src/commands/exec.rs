@@ -91,9 +91,12 @@ pub fn run(global: &Global, arguments: &Arguments, preserved: Preserved) -> anyh
 }
 
 fn attempt(global: &Global, arguments: &Arguments, preserved: Preserved) -> anyhow::Result<u8> {
-    if !arguments.cgroup.is_empty() {
-        bail!("--cgroup is not supported: the container's cgroups are in the guest");
-    }
+    let cgroup = match arguments.cgroup.as_slice() {
+        [] => None,
+        [path] if !path.contains(':') => Some(path.clone()),
+        // As runc on such a host. A controller's name before the path is cgroup v1's.
+        _ => bail!("--cgroup takes one path below the container's cgroup: the guest has cgroup v2"),
+    };
     let container = super::find(global, &arguments.id)?;
     let process = match &arguments.process {
         Some(path) => from_file(path)?,
@@ -104,6 +107,7 @@ fn attempt(global: &Global, arguments: &Arguments, preserved: Preserved) -> anyh
         console_socket: arguments.console_socket.clone(),
         globals: global.words(),
         preserved,
+        cgroup,
     };
     let write_pid = |pid| match &arguments.pid_file {
         Some(path) => verbs::write_pid_file(path, pid),

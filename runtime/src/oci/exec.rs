@@ -46,12 +46,16 @@ pub struct ExecOptions {
     pub globals: Vec<String>,
     /// As for `create`.
     pub preserved: Preserved,
+    /// A cgroup in the guest, below the container's.
+    pub cgroup: Option<String>,
 }
 
 /// What an exec's monitor is told.
 #[derive(Debug, Serialize, Deserialize)]
 struct Order {
     process: Value,
+    #[serde(default)]
+    cgroup: Option<String>,
 }
 
 /// Runs a process that outlives us; its pid on the host.
@@ -63,7 +67,7 @@ pub fn detached(container: &Container, options: &ExecOptions) -> Result<i32, Oci
     let socket = connect(options)?;
     let mut words = options.globals.clone();
     words.push("exec-monitor".into());
-    let order = Order { process: options.process.clone() };
+    let order = Order { process: options.process.clone(), cgroup: options.cgroup.clone() };
     let order = in_memory(&order).map_err(OciError::io("a file in memory"))?;
     let mut helper = Helper::spawn(words, container.id(), socket, Some(order), &options.preserved)?;
     helper.ready()?;
@@ -85,7 +89,8 @@ pub async fn foreground(container: &Container, options: ExecOptions) -> Result<F
         (None, false) => stdio(None)?,
     };
     let stdio = HostStdio { descriptors: descriptors::all(options.preserved.fds)?, ..stdio };
-    let begun = Attended::begin(container, name()?, options.process, stdio, terminal).await?;
+    let order = Order { process: options.process, cgroup: options.cgroup };
+    let begun = Attended::begin(container, name()?, order, stdio, terminal).await?;
     begun.attend().await
 }
 
@@ -122,7 +127,7 @@ pub fn monitor(root: &Root, id: &str, inherited: Inherited) -> Result<Fate, OciE
     let fate = runtime.block_on(async {
         let begun = async {
             let stdio = HostStdio { descriptors: descriptors::all(fds)?, ..stdio };
-            Attended::begin(&container, name, order.process, stdio, terminal).await
+            Attended::begin(&container, name, order, stdio, terminal).await
         };
         match begun.await {
             Ok(attended) => {
@@ -203,7 +208,7 @@ impl Attended {
     async fn begin(
         container: &Container,
         name: String,
-        spec: Value,
+        Order { process: spec, cgroup }: Order,
         stdio: HostStdio,
         terminal: Option<RawTerminal>,
     ) -> Result<Attended, OciError> {
@@ -215,6 +220,7 @@ impl Attended {
             spec,
             stdio: stdio.announced(),
             descriptors: stdio.announced_descriptors(),
+            cgroup,
         };
         agent.order(Call::Exec(Box::new(exec))).await?;
         let streams = Streams::attach(&container.machine_dir(), &process, stdio)

@@ -7,17 +7,25 @@ use tokio::sync::mpsc;
 use super::terminal::RawTerminal;
 use crate::agent::Agent;
 
-/// Signals that are passed on. SIGINT and SIGQUIT of a terminal never come
+/// Signals that are passed on, and all real-time ones. The rest cannot be caught, are
+/// the kernel's word on this process's own doings (SIGSEGV, SIGPIPE, SIGCHLD, SIGXCPU),
+/// or are a terminal's (SIGTSTP, SIGWINCH). SIGINT and SIGQUIT of a terminal never come
 /// here while it is raw; the keys go to the process as bytes.
-const FORWARDED: [i32; 8] = [
-    libc::SIGINT,
-    libc::SIGTERM,
+const FORWARDED: [i32; 14] = [
     libc::SIGHUP,
+    libc::SIGINT,
     libc::SIGQUIT,
     libc::SIGUSR1,
     libc::SIGUSR2,
-    libc::SIGCONT,
     libc::SIGALRM,
+    libc::SIGTERM,
+    libc::SIGSTKFLT,
+    libc::SIGCONT,
+    libc::SIGURG,
+    libc::SIGVTALRM,
+    libc::SIGPROF,
+    libc::SIGIO,
+    libc::SIGPWR,
 ];
 
 /// Catches signals from its creation on.
@@ -31,7 +39,7 @@ impl Caught {
     /// When a handler cannot be installed.
     pub fn begin() -> std::io::Result<Caught> {
         let (sender, receiver) = mpsc::channel(16);
-        for number in FORWARDED {
+        for number in FORWARDED.into_iter().chain(libc::SIGRTMIN()..=libc::SIGRTMAX()) {
             let mut arrivals = signal(SignalKind::from_raw(number))?;
             let sender = sender.clone();
             tokio::spawn(async move {

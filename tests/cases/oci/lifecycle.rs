@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use bulkhead_tests::bundle::{Bundle, OURS};
 use bulkhead_tests::children::{adopt, reap, reap_orphans};
-use bulkhead_tests::program::eventually;
+use bulkhead_tests::program::{eventually, script};
 use bulkhead_tests::{leaks, turn};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::WaitStatus;
@@ -61,14 +61,20 @@ both!(its_end_by_a_signal_is_seen, |runtime| {
 
 both!(signals_reach_the_process, |runtime| {
     adopt();
-    let script = "trap 'echo got TERM; exit 4' TERM; trap 'echo got HUP' HUP; echo ready; \
+    let text = "trap 'echo got TERM; exit 4' TERM; trap 'echo got HUP' HUP; \
+                  trap 'echo got IO' IO; trap 'echo got 37' 37; echo ready; \
                   while :; do sleep 0.1; done";
-    let bundle = Bundle::new(runtime, script);
+    let bundle = Bundle::new(runtime, text);
     let pid = bundle.create();
     bundle.verb(&["start", &bundle.id]).ok();
     eventually("its traps", || bundle.output() == "ready\n");
     bundle.verb(&["kill", &bundle.id, "1"]).ok();
     eventually("the first signal", || bundle.output().contains("got HUP"));
+    // To the pid, as an engine or a person may send it.
+    kill(Pid::from_raw(pid), Signal::SIGIO).expect("it lives");
+    eventually("a signal to the pid", || bundle.output().contains("got IO"));
+    script(&format!("kill -37 {pid}")).ok();
+    eventually("a real-time signal", || bundle.output().contains("got 37"));
     assert_ne!(bundle.verb(&["kill", &bundle.id, "NOSUCH"]).status, 0);
     bundle.verb(&["kill", &bundle.id]).ok();
     assert_eq!(reap(pid), WaitStatus::Exited(Pid::from_raw(pid), 4));

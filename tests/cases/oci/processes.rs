@@ -216,6 +216,36 @@ both!(further_descriptors_are_passed_on, |runtime| {
     assert_ne!(closed.status, 0, "descriptors that are not open");
 });
 
+both!(processes_are_executed_in_cgroups_below, |runtime| {
+    // As an init system or docker does: processes in a leaf, controllers for the leaves.
+    let script = "mount -o remount,rw /sys/fs/cgroup; cd /sys/fs/cgroup; mkdir leaf other && \
+                  echo 1 > leaf/cgroup.procs && echo +pids > cgroup.subtree_control && \
+                  echo ready; sleep 100";
+    let mut bundle = Bundle::new(runtime, script);
+    if let Some(list) = bundle.config["linux"]["namespaces"].as_array_mut()
+        && !list.iter().any(|namespace| namespace["type"] == "cgroup")
+    {
+        list.push(json!({"type": "cgroup"}));
+    }
+    for set in ["bounding", "effective", "permitted"] {
+        let list = bundle.config["process"]["capabilities"][set].as_array_mut().unwrap();
+        list.push(json!("CAP_SYS_ADMIN"));
+    }
+    bundle.create();
+    bundle.verb(&["start", &bundle.id]).ok();
+    eventually("its cgroups", || bundle.output() == "ready\n");
+    let own = |words: &[&str]| {
+        let words = [&["exec"], words, &[&bundle.id, "cat", "/proc/self/cgroup"]].concat();
+        bundle.verb(&words)
+    };
+    // Its own cgroup takes no processes any more.
+    assert_eq!(own(&[]).ok(), "0::/leaf");
+    assert_eq!(own(&["--cgroup", "other"]).ok(), "0::/other");
+    assert_ne!(own(&["--cgroup", "none"]).status, 0);
+    assert_ne!(own(&["--cgroup", "../.."]).status, 0);
+    bundle.verb(&["delete", "--force", &bundle.id]).ok();
+});
+
 both!(listening_sockets_are_passed_on, |runtime| {
     let mut bundle = Bundle::new(runtime, "");
     bundle.compile(include_str!("../../guests/activated.c"), "bin/activated");
