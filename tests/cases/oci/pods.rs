@@ -31,6 +31,17 @@ fn memory() -> tempfile::TempDir {
     directory
 }
 
+/// A container that runs in the machine of `first`, and its pid.
+fn joined(first: &Bundle, pid: i32) -> (Bundle, i32) {
+    let mut one = first.beside("echo up; while :; do sleep 7654; done");
+    one.join(pid, &["ipc", "network", "uts", "pid"]);
+    one.config.as_object_mut().expect("an object").remove("hostname");
+    let pid = one.create();
+    one.verb(&["start", &one.id]).ok();
+    eventually("its output", || one.output() == "up\n");
+    (one, pid)
+}
+
 both!(namespaces_and_memory_are_shared, |runtime| {
     adopt();
     let shm = memory();
@@ -70,12 +81,7 @@ both!(one_ends_and_the_others_go_on, |runtime| {
     let first = Bundle::new(runtime, "while :; do sleep 0.1; done");
     let first_pid = first.create();
     first.verb(&["start", &first.id]).ok();
-    let mut second = first.beside("echo up; while :; do sleep 7654; done");
-    second.join(first_pid, &["ipc", "network", "uts", "pid"]);
-    second.config.as_object_mut().expect("an object").remove("hostname");
-    let second_pid = second.create();
-    second.verb(&["start", &second.id]).ok();
-    eventually("its output", || second.output() == "up\n");
+    let (second, second_pid) = joined(&first, first_pid);
     let all = |word: &str| first.verb(&["exec", &first.id, "ps"]).ok().contains(word);
     assert!(all("sleep 7654"), "the pid namespace is shared");
     assert_eq!(second.verb(&["exec", &second.id, "echo", "in"]).ok(), "in");
@@ -103,17 +109,8 @@ fn whoever_is_killed_nothing_is_left() {
         let first = Bundle::new(OURS, "while :; do sleep 0.1; done");
         let first_pid = first.create();
         first.verb(&["start", &first.id]).ok();
-        let begin = || {
-            let mut one = first.beside("echo up; while :; do sleep 7654; done");
-            one.join(first_pid, &["ipc", "network", "uts", "pid"]);
-            one.config.as_object_mut().expect("an object").remove("hostname");
-            let pid = one.create();
-            one.verb(&["start", &one.id]).ok();
-            eventually("its output", || one.output() == "up\n");
-            (one, pid)
-        };
         // Its own monitor: the container goes with it, in the guest as well.
-        let (second, pid) = begin();
+        let (second, pid) = joined(&first, first_pid);
         kill(Pid::from_raw(pid), Signal::SIGKILL).expect("it lives");
         reap(pid);
         assert_eq!(second.status(), "stopped");
@@ -121,7 +118,7 @@ fn whoever_is_killed_nothing_is_left() {
         let all = first.verb(&["exec", &first.id, "ps"]).ok();
         assert!(!all.contains("7654"), "{all}");
         // The first container ends, and the machine with it.
-        let (third, pid) = begin();
+        let (third, pid) = joined(&first, first_pid);
         first.verb(&["kill", &first.id, "KILL"]).ok();
         reap(first_pid);
         let killed = WaitStatus::Signaled(Pid::from_raw(pid), Signal::SIGKILL, false);
@@ -136,4 +133,27 @@ fn whoever_is_killed_nothing_is_left() {
         assert!(failed.status != 0 && failed.stderr.contains("namespace"), "{}", failed.stderr);
         reap_orphans();
     });
+}
+
+#[test]
+fn a_machine_is_as_large_as_annotations_say() {
+    let _turn = turn::shared();
+    let mut bundle = Bundle::new(OURS, "grep MemTotal /proc/meminfo; nproc");
+    let mut of = |annotations: serde_json::Value| {
+        bundle.config["annotations"] = annotations;
+        let text = bundle.run().ok();
+        let words: Vec<&str> = text.split_whitespace().collect();
+        let [_, kib, _, cpus] = words.as_slice() else { panic!("{text}") };
+        (kib.parse::<u64>().expect("a number") / 1024, (*cpus).to_owned())
+    };
+    // As containerd tells a pod's first container what all will have together.
+    let (mib, cpus) = of(json!({
+        "io.kubernetes.cri.container-type": "sandbox",
+        "io.kubernetes.cri.sandbox-memory": (768 << 20).to_string(),
+        "io.kubernetes.cri.sandbox-cpu-quota": "150000",
+        "io.kubernetes.cri.sandbox-cpu-period": "100000",
+    }));
+    assert!((740..=900).contains(&mib) && cpus == "2", "{mib} MiB, {cpus} CPUs");
+    let (mib, cpus) = of(json!({"bulkhead.memory": "300m", "bulkhead.cpus": "2"}));
+    assert!((280..=400).contains(&mib) && cpus == "2", "{mib} MiB, {cpus} CPUs");
 }
