@@ -187,6 +187,7 @@ fn name(call: &Call) -> &'static str {
         Call::Delete { .. } => "delete",
         Call::Forget { .. } => "forget",
         Call::SetTime { .. } => "set_time",
+        Call::Grow { .. } => "grow",
         Call::PowerOff => "power_off",
     }
 }

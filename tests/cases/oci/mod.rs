@@ -2,6 +2,7 @@
 //! runc and with ours, so that every difference is seen.
 
 mod fields;
+mod growth;
 mod lifecycle;
 mod pods;
 mod processes;
