@@ -136,6 +136,14 @@ pub enum Call {
         /// `linux.resources` of the runtime specification.
         resources: serde_json::Value,
     },
+    /// The machine was given more: use it. What is in use already stays, so that a call
+    /// may be repeated.
+    Grow {
+        /// All memory that was added so far.
+        memory: Option<crate::machine::AddedMemory>,
+        /// CPUs that are there.
+        vcpus: u8,
+    },
     /// Kill what is left of a container and forget it.
     Delete {
         /// Which container.
@@ -447,6 +455,15 @@ pub enum ErrorKind {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn growth_round_trips() {
+        let memory = Some(crate::machine::AddedMemory { start: 1 << 32, bytes: 1 << 27 });
+        let call = Call::Grow { memory, vcpus: 2 };
+        let json = serde_json::to_string(&call).unwrap();
+        assert_eq!(json, r#"{"grow":{"memory":{"start":4294967296,"bytes":134217728},"vcpus":2}}"#);
+        assert_eq!(serde_json::from_str::<Call>(&json).unwrap(), call);
+    }
 
     #[test]
     fn status_counts_like_a_shell() {

@@ -43,6 +43,10 @@ pub struct MachineConfig {
     pub memory_mib: u32,
     /// Virtual CPUs, all online at boot.
     pub vcpus: u8,
+    /// Most that the machine can grow to by [`Request::Grow`]: its kernel makes room for
+    /// them when it boots. Less than `vcpus`: it cannot.
+    #[serde(default)]
+    pub max_vcpus: u8,
     /// An open /dev/kvm.
     pub kvm: FdIndex,
     /// The guest kernel: an uncompressed ELF.
@@ -163,8 +167,43 @@ pub enum Request {
         /// Their names.
         names: Vec<String>,
     },
+    /// Give the guest more, up to these: what it has already stays, so that a request
+    /// may be repeated. The guest is then to be told ([`crate::agent::Call::Grow`]).
+    Grow {
+        /// Guest memory in MiB; rounded up as by [`grown_mib`].
+        memory_mib: u32,
+        /// Virtual CPUs, at most [`MachineConfig::max_vcpus`].
+        vcpus: u8,
+    },
     /// End at once; the guest is not asked.
     Kill,
+}
+
+/// How large a machine is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Size {
+    /// Guest memory in MiB.
+    pub memory_mib: u32,
+    /// Virtual CPUs.
+    pub vcpus: u8,
+}
+
+/// Guest memory beyond what the machine was started with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AddedMemory {
+    /// Guest-physical address.
+    pub start: u64,
+    /// All that was added so far, in bytes.
+    pub bytes: u64,
+}
+
+/// The size in MiB of a machine of `present_mib` MiB that is to have `wanted_mib`. Linux
+/// takes memory by blocks, see `probe_memory_block_size` in arch/x86/mm/init_64.c:
+/// 128 MiB where RAM ends below 64 GiB (a GiB of addresses is not RAM), else up to 2 GiB.
+pub fn grown_mib(present_mib: u32, wanted_mib: u32) -> u32 {
+    let block = if present_mib < 63 << 10 { 128 } else { 2 << 10 };
+    let more = wanted_mib.saturating_sub(present_mib);
+    present_mib.saturating_add(more.div_ceil(block).saturating_mul(block))
 }
 
 /// A message from the VMM.
@@ -190,6 +229,13 @@ pub enum Reply {
     Done,
     /// To [`Request::Stats`].
     Stats(Stats),
+    /// To [`Request::Grow`].
+    Grown {
+        /// Of the machine now.
+        size: Size,
+        /// What of its memory was added, if any.
+        added: Option<AddedMemory>,
+    },
 }
 
 /// Counters since boot.
@@ -306,6 +352,31 @@ mod tests {
         let json = serde_json::to_string(&command).unwrap();
         assert_eq!(json, r#"{"id":7,"request":{"balloon":{"mib":64}}}"#);
         assert_eq!(serde_json::from_str::<Command>(&json).unwrap(), command);
+    }
+
+    #[test]
+    fn growth_is_by_whole_blocks_and_never_backwards() {
+        assert_eq!(grown_mib(129, 129), 129);
+        assert_eq!(grown_mib(129, 64), 129);
+        assert_eq!(grown_mib(129, 130), 129 + 128);
+        assert_eq!(grown_mib(129, 129 + 256), 129 + 256);
+        assert_eq!(grown_mib(63 << 10, (63 << 10) + 1), 65 << 10);
+        // Asked for again, it is the same.
+        let grown = grown_mib(512, 1000);
+        assert_eq!((grown, grown_mib(grown, 1000)), (1024, 1024));
+        assert!(grown_mib(u32::MAX - 1, u32::MAX) >= u32::MAX - 1);
+    }
+
+    #[test]
+    fn growth_round_trips() {
+        let command = Command { id: 1, request: Request::Grow { memory_mib: 640, vcpus: 3 } };
+        let json = serde_json::to_string(&command).unwrap();
+        assert_eq!(json, r#"{"id":1,"request":{"grow":{"memory_mib":640,"vcpus":3}}}"#);
+        assert_eq!(serde_json::from_str::<Command>(&json).unwrap(), command);
+        let added = Some(AddedMemory { start: 1 << 32, bytes: 1 << 27 });
+        let reply = Reply::Grown { size: Size { memory_mib: 640, vcpus: 3 }, added };
+        let json = serde_json::to_string(&reply).unwrap();
+        assert_eq!(serde_json::from_str::<Reply>(&json).unwrap(), reply);
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use std::str::FromStr;
 
+use protocol::machine::Size;
 use serde::{Deserialize, Serialize};
 
 const KIB: u64 = 1 << 10;
@@ -16,6 +17,9 @@ pub const GUEST_OVERHEAD_MIB: u32 = 64;
 pub const VMM_HEADROOM_MIB: u64 = 64;
 /// Smallest limit, as docker's.
 pub const MIN_MEMORY: u64 = 6 * MIB;
+/// vCPUs to which a machine can grow, where the host has as many CPUs: what each costs
+/// that never comes is measured in kernel-config/README.md.
+pub const GROWTH_VCPUS: u8 = 8;
 /// Most vCPUs of one machine.
 pub const MAX_VCPUS: u32 = protocol::machine::MAX_VCPUS as u32;
 
@@ -128,6 +132,31 @@ pub struct Shape {
     pub host_cpu_quota: Option<u64>,
 }
 
+impl Shape {
+    /// The same with another size.
+    pub fn resized(self, size: Size) -> Shape {
+        let Size { memory_mib, vcpus } = size;
+        Shape { memory_mib, vcpus, host_memory_max: host_memory_max(memory_mib), ..self }
+    }
+}
+
+fn host_memory_max(memory_mib: u32) -> u64 {
+    let guest = u64::from(memory_mib) * MIB;
+    guest + guest / 64 + VMM_HEADROOM_MIB * MIB
+}
+
+/// CPUs of this host; at least one.
+pub fn host_cpus() -> u8 {
+    let online = nix::unistd::sysconf(nix::unistd::SysconfVar::_NPROCESSORS_ONLN);
+    online.ok().flatten().map_or(1, |count| u8::try_from(count.max(1)).unwrap_or(u8::MAX))
+}
+
+/// How many vCPUs a machine may have one day that is started with `vcpus` on a host of
+/// `host` CPUs.
+pub fn possible_vcpus(vcpus: u8, host: u8) -> u8 {
+    vcpus.max(host.min(GROWTH_VCPUS))
+}
+
 impl Limits {
     /// The machine for these limits.
     ///
@@ -143,11 +172,10 @@ impl Limits {
                 .filter(|&mib| mib <= 1 << 20)
                 .ok_or(LimitError::TooLarge(bytes))?,
         };
-        let guest = u64::from(memory_mib) * MIB;
         Ok(Shape {
             memory_mib,
             vcpus: self.cpus.map_or(1, Cpus::vcpus),
-            host_memory_max: guest + guest / 64 + VMM_HEADROOM_MIB * MIB,
+            host_memory_max: host_memory_max(memory_mib),
             host_cpu_quota: self.cpus.map(Cpus::quota_us),
         })
     }
@@ -198,6 +226,15 @@ mod tests {
         assert_eq!(limits.shape(), Err(LimitError::TooSmall(1 << 20)));
         let limits = Limits { memory: Some(Bytes(u64::MAX)), ..Limits::default() };
         assert!(matches!(limits.shape(), Err(LimitError::TooLarge(_))));
+    }
+
+    #[test]
+    fn room_for_vcpus_is_bounded_by_host_and_start() {
+        let cases = [((1, 2), 2), ((1, 64), 8), ((12, 64), 12), ((3, 2), 3), ((1, 1), 1)];
+        for ((vcpus, host), room) in cases {
+            assert_eq!(possible_vcpus(vcpus, host), room, "{vcpus} of {host}");
+        }
+        assert!(host_cpus() >= 1);
     }
 
     proptest! {

@@ -19,7 +19,7 @@ use crate::event_loop::EventLoop;
 use crate::jail::{self, Filters, ThreadKind};
 use crate::kvm::Vm;
 use crate::machine::Machine;
-use crate::memory;
+use crate::memory::Memory;
 use crate::vcpu::{self, ExitCounters, VcpuContext, VcpuHandle, probe, setup};
 
 mod devices;
@@ -97,6 +97,10 @@ fn validate(config: &MachineConfig) -> Result<(), BuildError> {
     if !(1..=mptable::MAX_CPUS).contains(&config.vcpus) {
         return refuse(format!("{} vCPUs are outside 1..={}", config.vcpus, mptable::MAX_CPUS));
     }
+    if config.max_vcpus > mptable::MAX_CPUS {
+        let (asked, most) = (config.max_vcpus, mptable::MAX_CPUS);
+        return refuse(format!("room for {asked} vCPUs is asked for; there is for {most}"));
+    }
     Ok(())
 }
 
@@ -121,14 +125,17 @@ pub fn build(
     let filters = Filters::compile().map_err(|error| at("jail")(&error))?;
     clock.lap("jail");
 
-    let ram = memory::allocate(config.memory_mib).map_err(|error| at("memory")(&error))?;
+    let memory = Memory::allocate(config.memory_mib).map_err(|error| at("memory")(&error))?;
+    let ram = memory.ram().now();
     let vm = Arc::new(Vm::new(kvm, &ram).map_err(|error| at("kvm")(&error))?);
     clock.lap("kvm");
 
+    // CPUs that there may be one day: the guest is told of them all.
+    let max_vcpus = config.max_vcpus.max(config.vcpus);
     let mut vcpus = Vec::new();
     for index in 0..config.vcpus {
         let vcpu = vm.fd.create_vcpu(u64::from(index)).map_err(|error| at("vcpus")(&error))?;
-        setup::configure(&vm, &vcpu, index, config.vcpus).map_err(|error| at("vcpus")(&error))?;
+        setup::configure(&vm, &vcpu, index, max_vcpus).map_err(|error| at("vcpus")(&error))?;
         vcpus.push(vcpu);
     }
     paging::write(&ram).map_err(|error| at("memory")(&error))?;
@@ -138,7 +145,7 @@ pub fn build(
     let slow = Arc::new(event_loop("devices", &filters, ThreadKind::Devices)?);
     let files = Arc::new(event_loop("fs", &filters, ThreadKind::Fs)?);
     let loops = devices::Loops { slow, files };
-    let built = devices::build(config, &mut fds, &ram, &loops, shares, control)?;
+    let built = devices::build(config, &mut fds, memory.ram(), &loops, shares, control)?;
     let console = Arc::new(
         Console::new(config.console.map(|index| fds.take(index)).transpose()?)
             .map_err(|error| at("console")(&error))?,
@@ -148,34 +155,46 @@ pub fn build(
     let pio = pio_bus(&console, reporter)?;
     clock.lap("devices");
 
-    let line = cmdline::build(built.transports.len(), &config.cmdline)
+    let online = (max_vcpus > config.vcpus).then_some(config.vcpus);
+    let line = cmdline::build(built.transports.len(), online, &config.cmdline)
         .map_err(|error| at("kernel")(&error))?;
     let entry = kernel::load(&ram, &mut kernel_file, &mut initrd, &line)
         .map_err(|error| at("kernel")(&error))?;
-    mptable::write(&ram, config.vcpus).map_err(|error| at("kernel")(&error))?;
+    mptable::write(&ram, max_vcpus).map_err(|error| at("kernel")(&error))?;
     setup::enter_at(&vcpus[0], entry).map_err(|error| at("kernel")(&error))?;
     clock.lap("kernel");
 
     let counters = Arc::new(ExitCounters::default());
     vcpu::install_kick_handler().map_err(|error| at("vcpus")(&error))?;
     let mut handles = Vec::new();
+    let context = VcpuContext {
+        mmio,
+        pio,
+        counters: counters.clone(),
+        reporter: reporter.clone(),
+        kvm: vm.clone(),
+    };
     for (index, fd) in vcpus.into_iter().enumerate() {
-        let context = VcpuContext {
-            mmio: mmio.clone(),
-            pio: pio.clone(),
-            counters: counters.clone(),
-            reporter: reporter.clone(),
-            kvm: vm.clone(),
-        };
         let prepare = confined(&filters, ThreadKind::Vcpu);
-        let handle = VcpuHandle::spawn(index as u8, fd, context, prepare)
+        let handle = VcpuHandle::spawn(index as u8, fd, context.clone(), prepare)
             .map_err(|error| at("vcpus")(&error))?;
         handles.push(handle);
     }
     jail::confine(&filters, ThreadKind::Main).map_err(|error| at("jail")(&error))?;
     clock.lap("threads");
-    let machine =
-        Machine { vm, memory: ram, vcpus: handles, devices: built, console, counters, loops };
+    let machine = Machine {
+        vcpus: handles,
+        devices: built,
+        console,
+        counters,
+        vm,
+        memory,
+        loops,
+        max_vcpus,
+        context,
+        filters,
+        running: false,
+    };
     Ok((machine, clock.timings))
 }
 

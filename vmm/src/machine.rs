@@ -1,16 +1,18 @@
 //! A built machine, as the main thread holds it.
 
+use std::error::Error;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use protocol::machine::Stats;
+use protocol::machine::{Size, Stats};
 
 use crate::builder::Devices;
 use crate::builder::Loops;
 use crate::devices::console::Console;
-use crate::kvm::Vm;
-use crate::memory::GuestRam;
-use crate::vcpu::{ExitCounters, VcpuHandle};
+use crate::jail::{Filters, ThreadKind};
+use crate::kvm::{Vm, refused};
+use crate::memory::Memory;
+use crate::vcpu::{ExitCounters, VcpuContext, VcpuHandle, setup};
 
 /// Everything that lives while the guest runs. Fields are dropped in order:
 /// vCPUs before what they use.
@@ -26,22 +28,83 @@ pub struct Machine {
     /// KVM's machine.
     pub vm: Arc<Vm>,
     /// Its RAM.
-    pub memory: GuestRam,
+    pub memory: Memory,
     /// Threads of the devices.
     pub(crate) loops: Loops,
+    /// CPUs that the guest's kernel made room for.
+    pub(crate) max_vcpus: u8,
+    /// For vCPUs that are added.
+    pub(crate) context: VcpuContext,
+    /// For their threads.
+    pub(crate) filters: Filters,
+    /// Whether vCPUs run.
+    pub(crate) running: bool,
 }
 
 impl Machine {
     /// Lets all vCPUs run.
-    pub fn resume(&self) {
+    pub fn resume(&mut self) {
         self.devices.resume();
         self.vcpus.iter().for_each(VcpuHandle::resume);
+        self.running = true;
     }
 
     /// Stops all vCPUs, then the devices.
-    pub fn pause(&self) {
+    pub fn pause(&mut self) {
+        self.running = false;
         self.vcpus.iter().for_each(VcpuHandle::pause);
         self.devices.pause();
+    }
+
+    /// How large it is.
+    pub fn size(&self) -> Size {
+        Size { memory_mib: self.memory.mib(), vcpus: self.vcpus.len() as u8 }
+    }
+
+    /// Makes it as large as `wanted`, where it is smaller. What was done before an error
+    /// stays, and [`Machine::size`] tells it.
+    ///
+    /// # Errors
+    /// When there is no room for so many CPUs, or the host refuses.
+    pub fn grow(&mut self, wanted: Size) -> Result<(), String> {
+        if wanted.vcpus > self.max_vcpus {
+            return Err(format!(
+                "the machine was started with room for {} vCPUs; {} are too many",
+                self.max_vcpus, wanted.vcpus
+            ));
+        }
+        while self.vcpus.len() < usize::from(wanted.vcpus) {
+            let index = self.vcpus.len() as u8;
+            let added = self.add_vcpu(index);
+            added.map_err(|error| in_words(&format!("vCPU {index} cannot be added"), &*error))?;
+        }
+        let vm = &self.vm;
+        self.memory
+            .grow(wanted.memory_mib, |new| vm.add_memory(new))
+            .map_err(|error| in_words("the memory cannot be added", &error))?;
+        // Before the guest is told: see `GrowingRam`.
+        self.devices.grown(&self.loops, u64::from(self.memory.mib()) << 20)
+    }
+
+    /// A vCPU that waits for the guest to wake it up, by INIT and SIPI. A guest that does
+    /// so before it is there waits in vain.
+    fn add_vcpu(&mut self, index: u8) -> Result<(), Box<dyn Error>> {
+        let fd = self.vm.fd.create_vcpu(u64::from(index));
+        let fd = fd.map_err(refused("a vCPU (KVM_CREATE_VCPU)"))?;
+        setup::configure(&self.vm, &fd, index, self.max_vcpus)?;
+        let filters = self.filters.clone();
+        // Its capabilities are this thread's: none.
+        let confine = move || {
+            if let Err(error) = filters.apply(ThreadKind::Vcpu) {
+                panic!("cannot confine the thread of a vCPU that was added: {error}");
+            }
+        };
+        let vcpu = VcpuHandle::spawn(index, fd, self.context.clone(), confine)?;
+        if self.running {
+            vcpu.resume();
+        }
+        self.vcpus.push(vcpu);
+        Ok(())
     }
 
     /// Counters since boot.
@@ -59,4 +122,15 @@ impl Machine {
         self.devices.fill(&mut stats);
         stats
     }
+}
+
+/// What failed, with the whole chain of causes.
+fn in_words(what: &str, error: &dyn Error) -> String {
+    let mut message = format!("{what}: {error}");
+    let mut source = error.source();
+    while let Some(cause) = source {
+        message = format!("{message}: {cause}");
+        source = cause.source();
+    }
+    message
 }

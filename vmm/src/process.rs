@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
-use protocol::machine::{Command, Event, ExitReason, Reply, Request};
+use protocol::machine::{Command, Event, ExitReason, Reply, Request, Size};
 
 use crate::builder;
 use crate::control::{Control, ControlError};
@@ -63,7 +63,7 @@ fn life(control: &Arc<Control>, start: Instant) -> Result<ExitReason, ControlErr
     report_panics(reporter.clone());
     let epoll = watch(control, &endings)?;
     let built = builder::build(&config, fds, control, &reporter, start);
-    let (machine, timings) = match built {
+    let (mut machine, timings) = match built {
         Ok(built) => built,
         Err(error) => {
             control.reply(command.id, Err(error.to_string()))?;
@@ -73,7 +73,7 @@ fn life(control: &Arc<Control>, start: Instant) -> Result<ExitReason, ControlErr
     control.reply(command.id, Ok(Reply::Done))?;
     control.event(Event::Running(timings))?;
     machine.resume();
-    let reason = serve(control, &machine, &endings, &epoll);
+    let reason = serve(control, &mut machine, &endings, &epoll);
     machine.console.flush();
     // Threads and mappings go with the process; an orderly teardown would only
     // delay the news.
@@ -113,7 +113,7 @@ fn watch(control: &Control, endings: &Endings) -> nix::Result<Epoll> {
 
 fn serve(
     control: &Control,
-    machine: &Machine,
+    machine: &mut Machine,
     endings: &Endings,
     epoll: &Epoll,
 ) -> Result<ExitReason, ControlError> {
@@ -135,7 +135,7 @@ fn serve(
 }
 
 /// Obeys one command; false when the machine must end.
-fn obey(control: &Control, machine: &Machine) -> Result<bool, ControlError> {
+fn obey(control: &Control, machine: &mut Machine) -> Result<bool, ControlError> {
     let (Command { id, request }, fds) = match control.receive() {
         // No VMM outlives its supervisor.
         Err(ControlError::Closed) => return Ok(false),
@@ -163,6 +163,9 @@ fn obey(control: &Control, machine: &Machine) -> Result<bool, ControlError> {
             machine.devices.detach(&machine.loops, names);
             Ok(Reply::Done)
         }
+        Request::Grow { memory_mib, vcpus } => machine
+            .grow(Size { memory_mib, vcpus })
+            .map(|()| Reply::Grown { size: machine.size(), added: machine.memory.added() }),
         Request::Kill => {
             control.reply(id, Ok(Reply::Done))?;
             return Ok(false);

@@ -78,12 +78,16 @@ fn build(tree: &Tree) -> Result<PathBuf> {
 
 fn boot(tree: &Tree, initramfs: &Path, options: &Options) -> Result<String> {
     let only = options.only.as_ref().map(|word| format!(" bulkhead.only={word}"));
-    let append =
-        format!("quiet earlyprintk=ttyS0,keep panic=-1 reboot=t{}", only.unwrap_or_default());
+    let append = format!(
+        "quiet earlyprintk=ttyS0,keep panic=-1 reboot=t maxcpus=1{}",
+        only.unwrap_or_default()
+    );
     let mut qemu = Command::new("timeout");
     qemu.args(["--kill-after=5", LIMIT, "qemu-system-x86_64"])
         .args(["-M", "microvm,x-option-roms=off,isa-serial=on,rtc=off", "-cpu", "max"])
-        .args(["-accel", "tcg", "-m", "512", "-nodefaults", "-no-user-config", "-nographic"])
+        // The second CPU is for the case that brings it online.
+        .args(["-accel", "tcg", "-smp", "2", "-m", "512"])
+        .args(["-nodefaults", "-no-user-config", "-nographic"])
         .args(["-serial", "stdio", "-no-reboot"])
         // The agent's power port.
         .args(["-device", "isa-debug-exit,iobase=0x600,iosize=1"])

@@ -6,6 +6,7 @@ mod exec;
 mod forget;
 mod freeze;
 mod phase;
+mod grow;
 pub mod power_off;
 mod processes;
 mod resize;
@@ -39,6 +40,7 @@ pub async fn call(agent: &Rc<Agent>, call: Call) -> Result<Return, AgentError> {
         Call::Stats { container } => stats::handle(agent, &container),
         Call::Freeze { container, frozen } => freeze::handle(agent, &container, frozen).await,
         Call::Update { container, resources } => update::handle(agent, &container, resources),
+        Call::Grow { memory, vcpus } => grow::handle(memory, vcpus).await,
         Call::Delete { container } => delete::handle(agent, &container).await,
         Call::Forget { shares } => forget::handle(&shares),
         Call::SetTime { nanoseconds } => set_time::handle(nanoseconds),

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use bulkhead_agent::kmsg;
 use bulkhead_agent::state::Agent;
 use protocol::agent::{Call, ErrorKind, Event, Message, Return, Stream};
+use protocol::machine::AddedMemory;
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::{sleep, timeout};
@@ -60,7 +61,7 @@ cases! {
     runs_a_process exit_status_and_signals missing_commands the_default_container bytes_both_ways
     a_closed_reader terminals execs binds_and_propagation hostile_paths identity_and_limits
     seccomp_profiles cgroup_limits out_of_memory freezing devices read_only_root copy_up
-    user_namespaces persistent_upper pod_namespaces bad_specifications nothing_stays throughput
+    user_namespaces persistent_upper pod_namespaces bad_specifications growth nothing_stays throughput
 }
 
 async fn runs_a_process(client: &Client) -> Outcome {
@@ -491,6 +492,26 @@ async fn bad_specifications(client: &Client) -> Outcome {
         let error = client.create(create(id, spec(process(&["true"])), NONE)).await.unwrap_err();
         ensure!(error.kind == ErrorKind::Invalid, "{id:?}: {error:?}");
     }
+    Ok(())
+}
+
+/// The machine has a second CPU that is not online, and no memory to add.
+async fn growth(client: &Client) -> Outcome {
+    let online = || std::fs::read_to_string("/sys/devices/system/cpu/online");
+    ensure!(online()? == "0\n", "{:?} is online at the start", online()?);
+    let grow = |memory, vcpus| client.call(Call::Grow { memory, vcpus });
+    // Once more changes nothing.
+    for _ in 0..2 {
+        ensure!(grow(None, 2).await? == Return::Done, "no plain answer");
+        ensure!(online()? == "0-1\n", "{:?} is online", online()?);
+    }
+    let (_, out) = client.script("c", "grep -c ^processor /proc/cpuinfo").await?;
+    ensure!(out == "2\n", "{out}");
+    let error = grow(None, 3).await.unwrap_err();
+    ensure!(error.message.contains("cpu2/online"), "{error:?}");
+    let crooked = AddedMemory { start: (4 << 30) + 4096, bytes: 128 << 20 };
+    let error = grow(Some(crooked), 1).await.unwrap_err();
+    ensure!(error.kind == ErrorKind::Invalid && error.message.contains("blocks"), "{error:?}");
     Ok(())
 }
 

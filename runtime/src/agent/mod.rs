@@ -188,6 +188,7 @@ fn name(call: &Call) -> &'static str {
         Call::Forget { .. } => "forget",
         Call::SetTime { .. } => "set_time",
         Call::Phase { .. } => "phase",
+        Call::Grow { .. } => "grow",
         Call::PowerOff => "power_off",
     }
 }

@@ -177,6 +177,7 @@ async fn build(
         uids: container.dirs().uids(),
         cgroup: CgroupConfig::of(&config.id, &config.shape),
         shape: config.shape,
+        max_vcpus: config.shape.vcpus,
         shares: config.shares(&container.rw_dir()),
         cmdline: Vec::new(),
         boot_timeout: boot_timeout(),

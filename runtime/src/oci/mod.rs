@@ -24,6 +24,7 @@ pub mod console;
 pub mod create;
 pub mod exec;
 pub mod foreground;
+mod growth;
 pub mod handshake;
 pub mod hooks;
 pub mod monitor;
@@ -101,6 +102,9 @@ pub enum OciError {
     /// The machine of another container.
     #[error(transparent)]
     Join(#[from] crate::sandbox::membership::JoinError),
+    /// The machine does not become larger.
+    #[error(transparent)]
+    Grow(#[from] crate::sandbox::membership::GrowError),
     /// It ended with the container that began it.
     #[error("the machine of the container, which container {0:?} began, ended")]
     Gone(String),

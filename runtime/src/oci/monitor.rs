@@ -227,6 +227,7 @@ impl Machine {
             uids: uids.to_owned(),
             cgroup: CgroupConfig { path: container.machine_cgroup(), limits: Vec::new() },
             shape: plan.shape,
+            max_vcpus: plan.max_vcpus,
             shares: plan.shares.clone(),
             cmdline: Vec::new(),
             boot_timeout: boot_timeout(),

@@ -3,6 +3,7 @@
 //! ```text
 //! ROOT/ID/record.json       what it is; written once
 //!         phase.json        created, running or paused; under the lock
+//!         shape.json        size of its machine since it grew; under the lock
 //!         exit.json         how its process ended; written by the monitor, needs no lock
 //!         lock              held (flock) by the verb that changes it
 //!         monitor.lock      held by the monitor for as long as it lives
@@ -26,6 +27,7 @@ use super::create::start_of;
 use super::plan::{Neighbour, Plan};
 use crate::dirs;
 use crate::files::{read_json, write_json};
+use crate::limits::Shape;
 use crate::sandbox::LaunchTimings;
 use crate::time::Timestamp;
 
@@ -409,6 +411,22 @@ impl Container {
     /// When the file cannot be written.
     pub fn write_phase(&self, _: &Lock, phase: &Phase) -> Result<(), OciError> {
         self.write("phase.json", phase)
+    }
+
+    /// Size of its machine, which is its own.
+    ///
+    /// # Errors
+    /// When the file cannot be read.
+    pub fn shape(&self) -> Result<Shape, OciError> {
+        Ok(read_json(&self.directory.join("shape.json"))?.unwrap_or(self.record.plan.shape))
+    }
+
+    /// Writes that down.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub fn write_shape(&self, _: &Lock, shape: &Shape) -> Result<(), OciError> {
+        self.write("shape.json", shape)
     }
 
     /// How its process ended, if it did.

@@ -9,11 +9,13 @@ use serde_json::Value;
 
 use super::create::{start_of, state_json};
 use super::monitor::process;
+use super::plan::Update;
 use super::store::{Container, Live, Lock, Phase, Root, Status};
 use super::{OciError, hooks, settle};
 use crate::agent::{Agent, AgentError};
 use crate::dirs;
 use crate::files::FileError;
+use crate::limits::host_cpus;
 use crate::sandbox::membership::Membership;
 use crate::sandbox::{cgroup, uids};
 use crate::sys::pidfd::PidFd;
@@ -176,14 +178,20 @@ pub fn freeze(container: &Container, frozen: bool) -> Result<(), OciError> {
     container.write_phase(&lock, &Phase { status, ..phase })
 }
 
-/// `update`: changes limits in the guest, and of the cgroup on the host.
+/// `update`: changes limits in the guest, and of the cgroup on the host. The machine
+/// grows when it is too small for them; it never shrinks.
 ///
 /// # Errors
 /// When it does not live, or a limit is refused.
 pub fn update(container: &Container, resources: &Value) -> Result<(), OciError> {
     let lock = container.lock()?;
     require(container, Some(&lock), "update", &[Live::Created, Live::Running, Live::Paused])?;
-    let settings = super::plan::updated(&container.record.plan, resources)?;
+    let shape = container.shape()?;
+    let plan = &container.record.plan;
+    let Update { settings, size } = super::plan::updated(plan, &shape, resources, host_cpus())?;
+    if let Some(size) = size {
+        super::growth::grow(container, &lock, shape, size)?;
+    }
     let id = container.id().to_owned();
     let mut of_guest = resources.clone();
     super::plan::host_resources(&mut of_guest);

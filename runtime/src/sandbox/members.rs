@@ -11,6 +11,12 @@
 //!   | ---- Leave, or its end ----------> |  Delete -> agent, Detach -> VMM
 //! ```
 //!
+//! The verb `update` comes by the same way, with no container of its own:
+//! ```text
+//!   | ---- Grow(size) -----------------> |  Grow -> VMM, Grow -> agent
+//!   | <--- Ok(size) -------------------- |
+//! ```
+//!
 //! A connection stands for a container: whoever closes it, in whatever way, nothing of
 //! the container is left in the machine. When the supervisor ends, the machine does.
 
@@ -26,7 +32,7 @@ use nix::sys::socket::{
     AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, listen, socket,
 };
 use protocol::agent::{Call, ErrorKind};
-use protocol::machine::{Request, Share};
+use protocol::machine::{Reply, Request, Share, Size};
 use serde::{Deserialize, Serialize};
 use tokio::io::unix::AsyncFd;
 use tokio::sync::watch;
@@ -42,6 +48,8 @@ pub(super) const SOCKET: &str = "members.sock";
 pub(super) const MAX_MESSAGE: usize = 128 << 10;
 /// How long a container's removal in the guest is tried.
 const REMOVAL: Duration = Duration::from_secs(20);
+/// How long a guest may take to use what was added: a TiB in blocks of 2 GiB.
+const GROWTH: Duration = Duration::from_secs(60);
 /// Between two tries, or two attempts to accept while descriptors are short.
 const PAUSE: Duration = Duration::from_millis(20);
 
@@ -55,6 +63,9 @@ pub(super) struct Welcome {
     /// What the names of this container's shares begin with: no two are alike in a
     /// machine's life, since its guest remembers names.
     pub(super) prefix: String,
+    /// Whether it takes [`Ask::Grow`].
+    #[serde(default)]
+    pub(super) grows: bool,
 }
 
 /// What a monitor asks for.
@@ -67,10 +78,12 @@ pub(super) enum Ask {
     Leave,
     /// Answered when nothing of the container is left, whoever stood for it.
     Gone { container: String },
+    /// Make the machine this large, where it is smaller; answered when its guest uses it.
+    Grow { size: Size },
 }
 
-/// What it is told.
-pub(super) type Answer = Result<(), String>;
+/// What it is told: the machine's size, when it was to grow.
+pub(super) type Answer = Result<Option<Size>, String>;
 
 /// The supervisor's side, for as long as this lives.
 #[derive(Debug)]
@@ -103,6 +116,7 @@ impl Members {
             userns,
             base,
             next: AtomicU64::new(1),
+            growth: tokio::sync::Mutex::default(),
             present: watch::Sender::default(),
         });
         Ok(Members(tokio::spawn(accept_all(watch_fd(listener)?, host))))
@@ -132,6 +146,8 @@ struct Host {
     userns: OwnedFd,
     base: u32,
     next: AtomicU64,
+    /// Held by the one who makes the machine larger.
+    growth: tokio::sync::Mutex<()>,
     /// Ids of containers of which something is in the machine.
     present: watch::Sender<HashSet<String>>,
 }
@@ -160,6 +176,7 @@ impl Host {
             version: protocol::PROTOCOL_VERSION,
             base: self.base,
             prefix: self.next.fetch_add(1, Ordering::Relaxed).to_string(),
+            grows: true,
         };
         send(&connection, &welcome, &[self.userns.as_fd()]).await?;
         while let Some((ask, fds)) = receive(&connection).await? {
@@ -169,25 +186,47 @@ impl Host {
                     self.arrive(&container).await;
                     *member = Some(Member { container, shares: shares.clone() });
                     match self.vmm.request(Request::Attach { shares }, fds).await {
-                        Ok(_) => Ok(()),
+                        Ok(_) => Ok(None),
                         Err(error) => Err(error.to_string()),
                     }
                 }
+                Ask::Grow { size } => self.grow(size).await.map(Some),
                 Ask::Leave => {
                     if let Some(member) = member.take() {
                         self.remove(member).await;
                     }
-                    Ok(())
+                    Ok(None)
                 }
                 Ask::Gone { container } => {
                     let mut present = self.present.subscribe();
                     let _ = present.wait_for(|all| !all.contains(&container)).await;
-                    Ok(())
+                    Ok(None)
                 }
             };
             send(&connection, &answer, &[]).await?;
         }
         Ok(())
+    }
+
+    /// First the machine, then its guest: what it is told of is there.
+    async fn grow(&self, size: Size) -> Result<Size, String> {
+        let _alone = self.growth.lock().await;
+        let Size { memory_mib, vcpus } = size;
+        let reply = self.vmm.request(Request::Grow { memory_mib, vcpus }, Vec::new()).await;
+        let (size, memory) = match reply.map_err(|error| error.to_string())? {
+            Reply::Grown { size, added } => (size, added),
+            _ => return Err("the VMM's answer makes no sense".into()),
+        };
+        let agent = self.agent.clone().with_timeout(GROWTH);
+        match agent.order(Call::Grow { memory, vcpus: size.vcpus }).await {
+            Ok(()) => Ok(size),
+            Err(error) => Err(format!(
+                "it has {} MiB and {} vCPUs now, but its kernel does not use them all: {}",
+                size.memory_mib,
+                size.vcpus,
+                chain(&error)
+            )),
+        }
     }
 
     /// Waits until a former container of this id has gone.

@@ -8,7 +8,7 @@ use nix::sys::socket::{
     AddressFamily, SockFlag, SockType, UnixAddr, connect, setsockopt, socket, sockopt,
 };
 use nix::sys::time::{TimeVal, TimeValLike};
-use serde::Serialize;
+use protocol::machine::Size;
 use serde::de::DeserializeOwned;
 
 use super::ShareConfig;
@@ -51,6 +51,65 @@ pub enum JoinError {
     Refused(String),
 }
 
+/// Why a machine does not become larger.
+#[derive(Debug, thiserror::Error)]
+pub enum GrowError {
+    /// The host has no memory for it.
+    #[error(
+        "the machine of the container needs {needed} MiB more; this host has {available} MiB \
+         available"
+    )]
+    Host {
+        /// MiB.
+        needed: u64,
+        /// MiB.
+        available: u64,
+    },
+    /// Its supervisor is of an earlier version.
+    #[error(
+        "the machine was started by an earlier bulkhead-runtime, and cannot grow: \
+         start the container anew"
+    )]
+    Former,
+    /// There is no supervisor.
+    #[error("the machine cannot be asked to grow")]
+    Unreachable(#[source] JoinError),
+    /// The VMM or the guest.
+    #[error("the machine cannot grow: {0}")]
+    Refused(String),
+}
+
+/// A connection by which a machine is made larger.
+#[derive(Debug)]
+pub struct Growth(Membership);
+
+impl Growth {
+    /// To the supervisor of the machine in directory `machine`.
+    ///
+    /// # Errors
+    /// When there is none, or it cannot.
+    pub fn begin(machine: &Path) -> Result<Growth, GrowError> {
+        match Membership::connect(machine) {
+            Ok((this, welcome, _)) if welcome.grows => Ok(Growth(this)),
+            Ok(_) | Err(JoinError::Version { .. }) => Err(GrowError::Former),
+            Err(error) => Err(GrowError::Unreachable(error)),
+        }
+    }
+
+    /// Makes it as large as `size`, where it is smaller. Returns the size that it has.
+    ///
+    /// # Errors
+    /// When the host or the guest refuses.
+    pub fn grow(self, size: Size) -> Result<Size, GrowError> {
+        match self.0.ask(&Ask::Grow { size }, None) {
+            Ok(Some(size)) => Ok(size),
+            Ok(None) => Err(GrowError::Refused("the answer makes no sense".into())),
+            Err(JoinError::Refused(why)) => Err(GrowError::Refused(why)),
+            Err(error) => Err(GrowError::Unreachable(error)),
+        }
+    }
+}
+
 /// The right to be in a machine. Given back when it is dropped.
 #[derive(Debug)]
 pub struct Membership {
@@ -82,7 +141,7 @@ impl Membership {
     /// # Errors
     /// When the supervisor is gone, and the machine with it.
     pub fn leave(self) -> Result<(), JoinError> {
-        self.ask(&Ask::Leave, None)
+        self.ask(&Ask::Leave, None).map(drop)
     }
 
     /// Waits until nothing is left of container `id`, whose monitor has ended.
@@ -118,7 +177,7 @@ impl Membership {
         Ok((this, welcome, userns))
     }
 
-    fn ask<T: Serialize>(&self, ask: &T, mounts: Option<OwnedFd>) -> Result<(), JoinError> {
+    fn ask(&self, ask: &Ask, mounts: Option<OwnedFd>) -> Result<Option<Size>, JoinError> {
         let bytes = serde_json::to_vec(ask).map_err(|error| self.lost(error.into()))?;
         if bytes.len() > MAX_MESSAGE {
             let message = format!("{} bytes tell of its shares, of {MAX_MESSAGE}", bytes.len());

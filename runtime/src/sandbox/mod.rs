@@ -62,6 +62,8 @@ pub struct SandboxConfig {
     pub cgroup: CgroupConfig,
     /// Size of the machine.
     pub shape: Shape,
+    /// vCPUs to which it can grow; none more, where it is less than it has.
+    pub max_vcpus: u8,
     /// Directories and files that the guest sees.
     pub shares: Vec<ShareConfig>,
     /// Words added to the kernel's command line.
@@ -317,6 +319,7 @@ fn describe(
         id: crate::id::short(&config.id).to_owned(),
         memory_mib: config.shape.memory_mib,
         vcpus: config.shape.vcpus,
+        max_vcpus: config.max_vcpus,
         kvm: FdIndex(u32::MAX),
         kernel: FdIndex(u32::MAX),
         initrd: FdIndex(u32::MAX),

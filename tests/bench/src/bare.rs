@@ -35,6 +35,7 @@ pub fn boot(options: &Options) -> Result<f64> {
         directory: directory.path().join("sandbox"),
         uids: directory.path().join("uids"),
         shape,
+        max_vcpus: shape.vcpus,
         shares: Vec::new(),
         cmdline: options.cmdline.clone(),
         boot_timeout: Duration::from_secs(60),

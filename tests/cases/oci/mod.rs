@@ -3,6 +3,7 @@
 
 mod fields;
 mod killed;
+mod growth;
 mod lifecycle;
 mod pods;
 mod processes;

@@ -47,12 +47,15 @@ pub enum CmdlineError {
     Character(String),
 }
 
-/// The command line for `devices` virtio-mmio devices and `extra` words.
+/// The command line for `devices` virtio-mmio devices and `extra` words. `online` is how
+/// many of the MP table's CPUs there are, when the others are to come later.
 ///
 /// # Errors
 /// When it is too long or holds what the kernel cannot read.
-pub fn build(devices: usize, extra: &[String]) -> Result<String, CmdlineError> {
+pub fn build(devices: usize, online: Option<u8>, extra: &[String]) -> Result<String, CmdlineError> {
     let mut words: Vec<String> = BASE.iter().map(|word| (*word).to_owned()).collect();
+    // The kernel would wait seconds for each of the others.
+    words.extend(online.map(|count| format!("maxcpus={count}")));
     for index in 0..devices as u64 {
         let (address, irq) = device_slot(index);
         words.push(format!("virtio_mmio.device=4K@{address:#x}:{irq}"));
@@ -81,15 +84,16 @@ mod tests {
 
     #[test]
     fn devices_are_announced() {
-        let line = build(2, &["initcall_debug".into()]).unwrap();
+        let line = build(2, Some(3), &["initcall_debug".into()]).unwrap();
         assert!(line.contains("virtio_mmio.device=4K@0xd0000000:5"));
         assert!(line.contains("virtio_mmio.device=4K@0xd0001000:6"));
-        assert!(line.ends_with("initcall_debug"));
+        assert!(line.contains(" maxcpus=3 ") && line.ends_with("initcall_debug"));
+        assert!(!build(2, None, &[]).unwrap().contains("maxcpus"));
     }
 
     #[test]
     fn what_the_kernel_cannot_read_is_refused() {
-        assert!(matches!(build(0, &["x".repeat(4096)]), Err(CmdlineError::TooLong(_))));
-        assert!(matches!(build(0, &["a\nb".into()]), Err(CmdlineError::Character(_))));
+        assert!(matches!(build(0, None, &["x".repeat(4096)]), Err(CmdlineError::TooLong(_))));
+        assert!(matches!(build(0, None, &["a\nb".into()]), Err(CmdlineError::Character(_))));
     }
 }

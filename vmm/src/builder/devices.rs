@@ -20,7 +20,7 @@ use crate::devices::virtio::transport::MmioTransport;
 use crate::devices::virtio::vsock::{OnConnect, Vsock};
 use crate::event_loop::EventLoop;
 use crate::jail::is_name;
-use crate::memory::GuestRam;
+use crate::memory::GrowingRam;
 
 /// Threads on which devices are served.
 pub struct Loops {
@@ -89,6 +89,20 @@ impl Devices {
         }
     }
 
+    /// Returns when no handler is left that looks at guest memory as it was before
+    /// `bytes` in all were there.
+    ///
+    /// # Errors
+    /// When a thread is gone.
+    pub fn grown(&self, loops: &Loops, bytes: u64) -> Result<(), String> {
+        if let Some(balloon) = &self.balloon {
+            balloon.grown(bytes);
+        }
+        // A handler looks anew for each event; this runs between two.
+        let passed = loops.slow.run(|| ()).and_then(|()| loops.files.run(|| ()));
+        passed.ok_or_else(|| "a thread of the devices is gone".into())
+    }
+
     /// Adds the devices' counters.
     pub fn fill(&self, stats: &mut Stats) {
         stats.fs_requests = self.files.requests();
@@ -101,7 +115,7 @@ impl Devices {
 
 /// Puts devices into windows.
 struct Row<'a> {
-    memory: &'a GuestRam,
+    memory: &'a GrowingRam,
     transports: Vec<Arc<MmioTransport>>,
 }
 
@@ -140,7 +154,7 @@ fn share_configs(config: &MachineConfig, tree: &Path) -> Vec<ShareConfig> {
 pub fn build(
     config: &MachineConfig,
     fds: &mut Fds,
-    memory: &GuestRam,
+    memory: &GrowingRam,
     loops: &Loops,
     shares: PathBuf,
     control: &Arc<Control>,
@@ -164,7 +178,7 @@ pub fn build(
     let mut balloon = None;
     if config.balloon {
         let reclaim = MmapReclaim::new(memory.clone(), Backing::Shared);
-        let (device, handle) = Balloon::new(memory, Arc::new(reclaim));
+        let (device, handle) = Balloon::new(&memory.now(), Arc::new(reclaim));
         row.add(device, &loops.slow)?;
         balloon = Some(handle);
     }

@@ -43,16 +43,39 @@ const COMMON: &[i64] = &[
     libc::SYS_write,
 ];
 
-/// Waits for the runtime, signals vCPU threads, answers.
+/// Waits for the runtime, signals vCPU threads, answers; and makes the machine larger:
+/// the file that is guest memory, and threads for more vCPUs. A new thread inherits this
+/// list and puts its own on top, so that this one must have all of [`VCPU`] as well.
 const MAIN: &[i64] = &[
+    libc::SYS_clone,
+    libc::SYS_clone3,
     libc::SYS_epoll_ctl,
     libc::SYS_epoll_wait,
     libc::SYS_epoll_pwait,
     libc::SYS_fstat,
+    libc::SYS_ftruncate,
+    libc::SYS_prctl,
     libc::SYS_recvmsg,
+    libc::SYS_seccomp,
     libc::SYS_sendmsg,
+    libc::SYS_set_robust_list,
     libc::SYS_tgkill,
 ];
+
+/// clone(2) makes threads of this process (pthread_create's flags, no others): no
+/// process, and no namespace.
+const THREAD: libc::c_int = libc::CLONE_VM
+    | libc::CLONE_FS
+    | libc::CLONE_FILES
+    | libc::CLONE_SIGHAND
+    | libc::CLONE_THREAD
+    | libc::CLONE_SYSVSEM
+    | libc::CLONE_SETTLS
+    | libc::CLONE_PARENT_SETTID
+    | libc::CLONE_CHILD_CLEARTID;
+
+/// prctl(2): a thread's name, and what a filter needs.
+const PRCTLS: &[libc::c_int] = &[libc::PR_SET_NAME, libc::PR_SET_NO_NEW_PRIVS];
 
 /// Activates devices, which make what they need.
 const VCPU: &[i64] = &[libc::SYS_timerfd_create];
@@ -174,15 +197,28 @@ const VCPU_IOCTLS: &[u64] = &[
     0xc004_ae02, // KVM_GET_MSR_INDEX_LIST
 ];
 
-/// ioctls of the main thread: saving the machine.
+/// ioctls of the main thread: saving the machine, and adding memory and vCPUs to it.
 const MAIN_IOCTLS: &[u64] = &[
     0xc208_ae62, // KVM_GET_IRQCHIP
     0x8030_ae7c, // KVM_GET_CLOCK
+    0xae41,      // KVM_CREATE_VCPU
+    0x4020_ae46, // KVM_SET_USER_MEMORY_REGION
+    0xc008_ae05, // KVM_GET_SUPPORTED_CPUID
+    0x4008_ae89, // KVM_SET_MSRS
+    0x41a0_ae8d, // KVM_SET_FPU
+    0x4400_ae8f, // KVM_SET_LAPIC
+    0x4008_ae90, // KVM_SET_CPUID2
 ];
 
 /// The compiled filters, made once before threads start.
 #[derive(Clone)]
-pub struct Filters(Arc<[(ThreadKind, BpfProgram); 4]>);
+pub struct Filters(Arc<Compiled>);
+
+struct Compiled {
+    kinds: [(ThreadKind, BpfProgram); 4],
+    /// Beside the main thread's own.
+    no_clone3: BpfProgram,
+}
 
 impl Filters {
     /// Compiles them.
@@ -190,12 +226,14 @@ impl Filters {
     /// # Errors
     /// When a list is malformed, which a unit test excludes.
     pub fn compile() -> Result<Filters, JailError> {
-        Ok(Filters(Arc::new([
-            (ThreadKind::Main, program(MAIN, MAIN_IOCTLS)?),
+        let main = [MAIN, VCPU].concat();
+        let kinds = [
+            (ThreadKind::Main, program(&main, &[MAIN_IOCTLS, VCPU_IOCTLS].concat())?),
             (ThreadKind::Vcpu, program(VCPU, VCPU_IOCTLS)?),
             (ThreadKind::Devices, program(DEVICES, &[])?),
             (ThreadKind::Fs, program(FS, &[])?),
-        ])))
+        ];
+        Ok(Filters(Arc::new(Compiled { kinds, no_clone3: no_clone3()? })))
     }
 
     /// Puts the calling thread under its filter.
@@ -203,10 +241,30 @@ impl Filters {
     /// # Errors
     /// When the kernel refuses.
     pub fn apply(&self, kind: ThreadKind) -> Result<(), JailError> {
-        let program = self.0.iter().find(|(candidate, _)| *candidate == kind);
+        let program = self.0.kinds.iter().find(|(candidate, _)| *candidate == kind);
         let (_, program) = program.ok_or_else(|| JailError::Filter(format!("no {kind:?}")))?;
-        seccompiler::apply_filter(program).map_err(|error| JailError::Filter(error.to_string()))
+        let apply = |program: &BpfProgram| {
+            seccompiler::apply_filter(program).map_err(|error| JailError::Filter(error.to_string()))
+        };
+        if kind == ThreadKind::Main {
+            apply(&self.0.no_clone3)?;
+        }
+        apply(program)
     }
+}
+
+/// clone3(2) has its flags in memory, where no filter sees them. ENOSYS makes the C
+/// library take clone(2); of two filters the stricter answer holds.
+fn no_clone3() -> Result<BpfProgram, JailError> {
+    let failed = |error: seccompiler::BackendError| JailError::Filter(error.to_string());
+    let filter = SeccompFilter::new(
+        BTreeMap::from([(libc::SYS_clone3, Vec::new())]),
+        SeccompAction::Allow,
+        SeccompAction::Errno(libc::ENOSYS as u32),
+        TargetArch::x86_64,
+    )
+    .map_err(failed)?;
+    filter.try_into().map_err(failed)
 }
 
 fn program(own: &[i64], ioctls: &[u64]) -> Result<BpfProgram, JailError> {
@@ -233,6 +291,13 @@ fn program(own: &[i64], ioctls: &[u64]) -> Result<BpfProgram, JailError> {
     if own.contains(&libc::SYS_socketpair) {
         rules.insert(libc::SYS_socketpair, vec![equals(0, libc::AF_UNIX as u64)?]);
     }
+    if own.contains(&libc::SYS_clone) {
+        rules.insert(libc::SYS_clone, vec![equals(0, THREAD as u64)?]);
+        let prctls: Result<Vec<_>, _> = PRCTLS.iter().map(|call| equals(0, *call as u64)).collect();
+        rules.insert(libc::SYS_prctl, prctls?);
+        let mode = equals(0, u64::from(libc::SECCOMP_SET_MODE_FILTER))?;
+        rules.insert(libc::SYS_seccomp, vec![mode]);
+    }
     let filter = SeccompFilter::new(
         rules,
         SeccompAction::KillProcess,
@@ -251,6 +316,7 @@ mod tests {
 
     const EXEC: &str = "execve";
     const CODE: &str = "mmap of code";
+    const PROCESS: &str = "a new process";
 
     #[allow(unsafe_code)]
     fn die(forbidden: &str) -> ! {
@@ -262,36 +328,79 @@ mod tests {
             if data == libc::MAP_FAILED {
                 libc::_exit(1);
             }
-            if forbidden == EXEC {
-                let _ = nix::unistd::execv(c"/bin/true", &[c"true"]);
-            } else {
-                libc::mmap(none, page, libc::PROT_READ | libc::PROT_EXEC, flags, -1, 0);
+            match forbidden {
+                EXEC => drop(nix::unistd::execv(c"/bin/true", &[c"true"])),
+                CODE => {
+                    libc::mmap(none, page, libc::PROT_READ | libc::PROT_EXEC, flags, -1, 0);
+                }
+                _ => {
+                    libc::syscall(libc::SYS_clone, libc::SIGCHLD, 0, 0, 0, 0);
+                }
             }
             libc::_exit(0)
         }
+    }
+
+    /// Runs `child` in a process of its own.
+    #[allow(unsafe_code)]
+    fn forked(child: impl FnOnce()) -> WaitStatus {
+        // SAFETY: the child's only thread is a copy of this one, and the C library makes
+        // its allocator usable in it.
+        match unsafe { fork() }.unwrap() {
+            ForkResult::Child => {
+                child();
+                // SAFETY: it ends the process without running what the test's owns.
+                unsafe { libc::_exit(0) }
+            }
+            ForkResult::Parent { child } => waitpid(child, None).unwrap(),
+        }
+    }
+
+    #[test]
+    fn the_main_thread_can_add_a_vcpus_thread_which_is_confined_as_the_others() {
+        let filters = Filters::compile().unwrap();
+        let status = forked(|| {
+            crate::jail::sys::prctl(libc::PR_SET_NO_NEW_PRIVS, 1).unwrap();
+            filters.apply(ThreadKind::Main).unwrap();
+            let of_vcpu = filters.clone();
+            let added = std::thread::Builder::new().name("vcpu1".into()).spawn(move || {
+                of_vcpu.apply(ThreadKind::Vcpu).unwrap();
+                std::hint::black_box(vec![1u8; 1 << 20]);
+            });
+            added.unwrap().join().unwrap();
+        });
+        assert!(matches!(status, WaitStatus::Exited(_, 0)), "{status:?}");
+        let status = forked(|| {
+            filters.apply(ThreadKind::Main).unwrap();
+            let of_vcpu = filters.clone();
+            let added = std::thread::spawn(move || {
+                of_vcpu.apply(ThreadKind::Vcpu).unwrap();
+                // The main thread's, not a vCPU's.
+                let _ = nix::unistd::ftruncate(crate::event_loop::borrow(0), 0);
+            });
+            let _ = added.join();
+        });
+        assert!(
+            matches!(status, WaitStatus::Signaled(_, nix::sys::signal::SIGSYS, _)),
+            "{status:?}"
+        );
     }
 
     #[test]
     fn the_lists_compile_and_bite() {
         let filters = Filters::compile().unwrap();
         let kinds = [ThreadKind::Main, ThreadKind::Vcpu, ThreadKind::Devices, ThreadKind::Fs];
-        for (kind, forbidden) in kinds.into_iter().flat_map(|kind| [(kind, EXEC), (kind, CODE)]) {
-            #[allow(unsafe_code)]
-            // SAFETY: the child makes only system calls until it dies.
-            match unsafe { fork() }.unwrap() {
-                ForkResult::Child => {
-                    crate::jail::sys::prctl(libc::PR_SET_NO_NEW_PRIVS, 1).unwrap();
-                    filters.apply(kind).unwrap();
-                    die(forbidden);
-                }
-                ForkResult::Parent { child } => {
-                    let status = waitpid(child, None).unwrap();
-                    assert!(
-                        matches!(status, WaitStatus::Signaled(_, nix::sys::signal::SIGSYS, _)),
-                        "{kind:?} {forbidden}: {status:?}"
-                    );
-                }
-            }
+        let all = |kind| [EXEC, CODE, PROCESS].map(|forbidden| (kind, forbidden));
+        for (kind, forbidden) in kinds.into_iter().flat_map(all) {
+            let status = forked(|| {
+                crate::jail::sys::prctl(libc::PR_SET_NO_NEW_PRIVS, 1).unwrap();
+                filters.apply(kind).unwrap();
+                die(forbidden);
+            });
+            assert!(
+                matches!(status, WaitStatus::Signaled(_, nix::sys::signal::SIGSYS, _)),
+                "{kind:?} {forbidden}: {status:?}"
+            );
         }
     }
 }

@@ -6,6 +6,7 @@ pub mod state;
 
 use std::fs::File;
 use std::os::fd::{FromRawFd, IntoRawFd, OwnedFd};
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use kvm_bindings::{
     KVM_API_VERSION, KVM_CAP_PMU_CAPABILITY, KVM_PMU_CAP_DISABLE, kvm_enable_cap,
@@ -16,6 +17,7 @@ use vm_memory::{Address, GuestMemory, GuestMemoryMmap, GuestMemoryRegion};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::boot::layout;
+use crate::memory::NewMemory;
 
 /// Why KVM cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -59,6 +61,8 @@ pub struct Vm {
     pub kvm: Kvm,
     /// The machine.
     pub fd: VmFd,
+    /// Number of the next memory slot.
+    slots: AtomicU32,
 }
 
 impl Vm {
@@ -89,27 +93,34 @@ impl Vm {
         let mut no_counters = kvm_enable_cap { cap: KVM_CAP_PMU_CAPABILITY, ..Default::default() };
         no_counters.args[0] = u64::from(KVM_PMU_CAP_DISABLE);
         let _ = fd.enable_cap(&no_counters);
-        let vm = Vm { kvm, fd };
-        vm.map(memory)?;
+        let vm = Vm { kvm, fd, slots: AtomicU32::new(0) };
+        for region in memory.iter() {
+            vm.add_memory(NewMemory {
+                guest: region.start_addr().raw_value(),
+                host: region.as_ptr() as u64,
+                bytes: region.len(),
+            })?;
+        }
         Ok(vm)
     }
 
-    fn map(&self, memory: &GuestMemoryMmap) -> Result<(), KvmError> {
-        for (slot, region) in memory.iter().enumerate() {
-            let region = kvm_userspace_memory_region {
-                slot: slot as u32,
-                guest_phys_addr: region.start_addr().raw_value(),
-                memory_size: region.len(),
-                userspace_addr: region.as_ptr() as u64,
-                flags: 0,
-            };
-            #[allow(unsafe_code)]
-            // SAFETY: the region is mapped as long as `memory`, which the machine
-            // keeps until after the last vCPU has stopped.
-            unsafe { self.fd.set_user_memory_region(region) }
-                .map_err(refused("guest memory (KVM_SET_USER_MEMORY_REGION)"))?;
-        }
-        Ok(())
+    /// Gives the guest memory, at boot or later.
+    ///
+    /// # Errors
+    /// When KVM refuses.
+    pub fn add_memory(&self, new: NewMemory) -> Result<(), KvmError> {
+        let region = kvm_userspace_memory_region {
+            slot: self.slots.fetch_add(1, Ordering::Relaxed),
+            guest_phys_addr: new.guest,
+            memory_size: new.bytes,
+            userspace_addr: new.host,
+            flags: 0,
+        };
+        #[allow(unsafe_code)]
+        // SAFETY: the range is mapped as long as the machine's memory, which the machine
+        // keeps until after the last vCPU has stopped.
+        unsafe { self.fd.set_user_memory_region(region) }
+            .map_err(refused("guest memory (KVM_SET_USER_MEMORY_REGION)"))
     }
 
     /// Lets `irq` raise IOAPIC pin `pin`.

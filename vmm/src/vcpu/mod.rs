@@ -51,6 +51,7 @@ enum Reply {
 }
 
 /// What a vCPU thread needs.
+#[derive(Clone)]
 pub struct VcpuContext {
     /// Guest-physical addresses that are not RAM.
     pub mmio: Arc<Bus>,

@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::bundle::{Bundle, BundleError, field};
-use crate::limits::Shape;
+use crate::limits::{Shape, host_cpus, possible_vcpus};
 use crate::sandbox::ShareConfig;
 use crate::streams::HostStdio;
 
@@ -31,7 +31,7 @@ mod tests;
 
 use namespaces::Namespaces;
 pub use namespaces::{Neighbour, Neighbours};
-pub(super) use resources::{host_resources, updated};
+pub(super) use resources::{Update, host_resources, updated};
 
 /// Name of the share that is the root file system.
 const ROOT: &str = "root";
@@ -51,8 +51,11 @@ pub struct Plan {
     pub spec: Value,
     /// `state` of the specification, for the guest's own hooks.
     pub state: Value,
-    /// Size of the machine.
+    /// Size of the machine when it starts.
     pub shape: Shape,
+    /// vCPUs to which it can grow.
+    #[serde(default)]
+    pub max_vcpus: u8,
     /// The container's cgroup on the host.
     pub cgroup: PathBuf,
     /// Its limits: file and value.
@@ -124,6 +127,7 @@ impl Plan {
             }),
             spec: raw,
             shape,
+            max_vcpus: possible_vcpus(shape.vcpus, host_cpus()),
             cgroup: resources::cgroup_path(id, cgroups_path.as_deref())?,
             cgroup_limits: resources::host_limits(&limits, &shape),
             network,

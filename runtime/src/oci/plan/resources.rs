@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::LinuxResources;
+use protocol::machine::{Size, grown_mib};
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -94,43 +95,59 @@ pub(super) fn host_limits(resources: &LinuxResources, shape: &Shape) -> Vec<(Str
     limits
 }
 
-/// What an update changes of the container's cgroup on the host.
+/// What an update changes on the host.
+#[derive(Debug, PartialEq, Eq)]
+pub(in crate::oci) struct Update {
+    /// Of the container's cgroup: file and value.
+    pub(in crate::oci) settings: Vec<(String, String)>,
+    /// What the machine has to grow to.
+    pub(in crate::oci) size: Option<Size>,
+}
+
+/// What an update changes of a container whose machine has the shape `present`, on a host
+/// of `host_cpus` CPUs.
 ///
 /// # Errors
 /// Names the field.
 pub(in crate::oci) fn updated(
     plan: &Plan,
+    present: &Shape,
     resources: &Value,
-) -> Result<Vec<(String, String)>, BundleError> {
+    host_cpus: u8,
+) -> Result<Update, BundleError> {
     let resources = LinuxResources::deserialize(resources)
         .map_err(|error| field("resources", error.to_string()))?;
     let wanted = shape(&resources, &HashMap::new())?;
+    let memory = resources.memory().as_ref().and_then(|memory| memory.limit()).unwrap_or(0);
+    let quota = resources.cpu().as_ref().and_then(|cpu| cpu.quota()).unwrap_or(0);
+    let mut size = Size { memory_mib: present.memory_mib, vcpus: present.vcpus };
+    if memory > 0 {
+        size.memory_mib = grown_mib(present.memory_mib, wanted.memory_mib);
+    }
+    if quota > 0 {
+        // More than the host has would gain nothing.
+        size.vcpus = present.vcpus.max(wanted.vcpus.min(host_cpus));
+    }
     // In a machine that it joined, its limits are not the machine's.
     let own = plan.machine.is_none();
-    // The guest's memory was given at its start: its own limit may be lowered and
-    // raised below that.
-    let memory = resources.memory().as_ref().and_then(|memory| memory.limit());
-    if own && memory.is_some_and(|limit| limit > 0) && wanted.memory_mib > plan.shape.memory_mib {
+    // One that was started by an earlier version says so itself.
+    let room = if own && plan.max_vcpus > 0 { plan.max_vcpus } else { u8::MAX };
+    if size.vcpus > present.vcpus && size.vcpus > room {
         let reason = format!(
-            "the machine of the container was started with {} MiB, and cannot grow",
-            plan.shape.memory_mib
-        );
-        return Err(field("linux.resources.memory.limit", reason));
-    }
-    let quota = resources.cpu().as_ref().and_then(|cpu| cpu.quota()).unwrap_or(0);
-    if own && quota > 0 && wanted.vcpus > plan.shape.vcpus {
-        let reason = format!(
-            "the machine of the container was started with {} vCPUs, and cannot grow",
-            plan.shape.vcpus
+            "{} CPUs are wanted; the machine of the container was started with room for {} \
+             (the annotation bulkhead.cpus gives it more)",
+            size.vcpus, room
         );
         return Err(field("linux.resources.cpu.quota", reason));
     }
+    let grows = (size.memory_mib, size.vcpus) != (present.memory_mib, present.vcpus);
+    let size = (grows && own).then_some(size);
     let keep = |(file, _): &(String, String)| file != "memory.max" && file != "pids.max";
     let mut settings: Vec<_> = host_limits(&resources, &wanted).into_iter().filter(keep).collect();
     if quota < 0 {
         settings.push(("cpu.max".into(), "max".into()));
     }
-    Ok(settings)
+    Ok(Update { settings, size })
 }
 
 /// `cpu.weight` of `cpu.shares`, as runc converts it.

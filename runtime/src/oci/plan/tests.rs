@@ -92,3 +92,36 @@ fn the_guest_gets_only_its_own_hooks() {
     let plan = plan(&json!({ "hooks": hooks })).unwrap();
     assert_eq!(plan.spec["hooks"], json!({"startContainer": [{"path": "/b"}]}));
 }
+
+#[test]
+fn an_update_grows_the_machine_and_never_shrinks_it() {
+    use super::resources::{Update, updated};
+    let limits = json!({"memory": {"limit": 67_108_864}});
+    let mut plan = plan(&json!({"linux": {"resources": limits}})).unwrap();
+    plan.max_vcpus = 4;
+    let present = plan.shape;
+    assert_eq!((present.memory_mib, present.vcpus), (129, 1));
+    let update = |plan: &Plan, present: &Shape, resources: Value| {
+        let Update { settings, size } = updated(plan, present, &resources, 6)?;
+        assert!(settings.iter().all(|(file, _)| file != "memory.max"), "{settings:?}");
+        Ok::<_, BundleError>(size.map(|size| (size.memory_mib, size.vcpus)))
+    };
+    let memory = |mib: i64| json!({"memory": {"limit": mib << 20}});
+    let cpus = |count: i64| json!({"cpu": {"quota": count * 100_000}});
+    assert_eq!(update(&plan, &present, memory(32)).unwrap(), None);
+    // 200 MiB want 267: two blocks of 128 MiB more.
+    assert_eq!(update(&plan, &present, memory(200)).unwrap(), Some((385, 1)));
+    assert_eq!(update(&plan, &present, cpus(3)).unwrap(), Some((129, 3)));
+    assert_eq!(update(&plan, &present, cpus(-1)).unwrap(), None);
+    let error = update(&plan, &present, cpus(5)).unwrap_err().to_string();
+    assert!(error.contains("cpu.quota") && error.contains("room for 4"), "{error}");
+    // More than the host has is as much as it has.
+    plan.max_vcpus = 6;
+    assert_eq!(update(&plan, &present, cpus(20)).unwrap(), Some((129, 6)));
+    let grown = present.resized(protocol::machine::Size { memory_mib: 385, vcpus: 6 });
+    assert!(grown.host_memory_max > present.host_memory_max + (256 << 20));
+    assert_eq!(update(&plan, &grown, memory(200)).unwrap(), None);
+    assert_eq!(update(&plan, &grown, cpus(1)).unwrap(), None);
+    plan.machine = Some("other".into());
+    assert_eq!(update(&plan, &present, memory(4096)).unwrap(), None);
+}

@@ -6,7 +6,7 @@ use virtio_queue::{Queue, QueueState};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::event_loop::Handler;
-use crate::memory::GuestRam;
+use crate::memory::GrowingRam;
 
 /// How a device tells the guest that something happened. A device never calls
 /// KVM; behind this stands an irqfd.
@@ -30,7 +30,7 @@ pub struct ActiveQueue {
 /// What a device gets once the driver set DRIVER_OK.
 pub struct Activation {
     /// The guest's memory.
-    pub memory: GuestRam,
+    pub memory: GrowingRam,
     /// All queues that the driver enabled, at their own index; a queue that it
     /// left alone is absent.
     pub queues: Vec<Option<ActiveQueue>>,

@@ -171,7 +171,7 @@ impl Bench {
         }
         let interrupt = Arc::new(Recorder::default());
         let activation = Activation {
-            memory: memory.clone(),
+            memory: memory.clone().into(),
             queues,
             features: device.features() | TRANSPORT_FEATURES,
             interrupt: interrupt.clone(),
@@ -326,7 +326,7 @@ static LOOP: LazyLock<Arc<EventLoop>> =
 
 /// A transport on a loop that all tests share.
 pub fn transport(device: impl VirtioDevice + 'static, memory: &GuestRam) -> MmioTransport {
-    MmioTransport::new(Box::new(device), memory.clone(), LOOP.clone()).expect("descriptors")
+    MmioTransport::new(Box::new(device), memory.clone().into(), LOOP.clone()).expect("descriptors")
 }
 
 /// Random reads and writes of registers, then a driver that must get its due.

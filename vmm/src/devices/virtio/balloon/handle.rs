@@ -8,12 +8,16 @@ use crate::devices::virtio::device::Interrupt;
 
 const PAGES_PER_MIB: u32 = 256;
 
+fn pages(bytes: u64) -> u32 {
+    u32::try_from(bytes >> 12).unwrap_or(u32::MAX)
+}
+
 /// Sets the size of the balloon and tells what it gave. Cheap to clone.
 #[derive(Clone)]
 pub struct BalloonHandle(Arc<Shared>);
 
 struct Shared {
-    total_pages: u32,
+    total_pages: AtomicU32,
     target: AtomicU32,
     actual: AtomicU32,
     reported: AtomicU64,
@@ -24,7 +28,7 @@ struct Shared {
 impl BalloonHandle {
     pub(super) fn new(total_bytes: u64) -> BalloonHandle {
         BalloonHandle(Arc::new(Shared {
-            total_pages: u32::try_from(total_bytes >> 12).unwrap_or(u32::MAX),
+            total_pages: AtomicU32::new(pages(total_bytes)),
             target: AtomicU32::new(0),
             actual: AtomicU32::new(0),
             reported: AtomicU64::new(0),
@@ -35,7 +39,7 @@ impl BalloonHandle {
     /// Asks the guest to give `mib` MiB, at most all that it has; zero asks it
     /// to take everything back. It gives what it can spare, when it can.
     pub fn set_target_mib(&self, mib: u32) {
-        let pages = mib.saturating_mul(PAGES_PER_MIB).min(self.0.total_pages);
+        let pages = mib.saturating_mul(PAGES_PER_MIB).min(self.total_pages());
         self.0.target.store(pages, Ordering::Release);
         if let Some(interrupt) = &*self.interrupt() {
             interrupt.config();
@@ -44,7 +48,7 @@ impl BalloonHandle {
 
     /// MiB that the guest says it gave, at most all that it has.
     pub fn actual_mib(&self) -> u32 {
-        self.0.actual.load(Ordering::Acquire).min(self.0.total_pages) / PAGES_PER_MIB
+        self.0.actual.load(Ordering::Acquire).min(self.total_pages()) / PAGES_PER_MIB
     }
 
     /// Bytes that free page reporting gave back to the host since boot.
@@ -73,9 +77,18 @@ impl BalloonHandle {
     }
 
     pub(super) fn restore(&self, state: BalloonState) {
-        self.0.target.store(state.target_pages.min(self.0.total_pages), Ordering::Release);
+        self.0.target.store(state.target_pages.min(self.total_pages()), Ordering::Release);
         self.0.actual.store(state.actual_pages, Ordering::Release);
         self.0.reported.store(state.reported_bytes, Ordering::Release);
+    }
+
+    /// The guest has this much memory now.
+    pub fn grown(&self, total_bytes: u64) {
+        self.0.total_pages.store(pages(total_bytes), Ordering::Release);
+    }
+
+    fn total_pages(&self) -> u32 {
+        self.0.total_pages.load(Ordering::Acquire)
     }
 
     fn interrupt(&self) -> std::sync::MutexGuard<'_, Option<Arc<dyn Interrupt>>> {

@@ -12,7 +12,7 @@ use super::reclaim::Reclaim;
 use crate::devices::virtio::device::{ActiveQueue, Interrupt, SavedQueue};
 use crate::devices::virtio::serve::{Chain, saved, serve};
 use crate::event_loop::{Handler, HandlerError, Registration, borrow};
-use crate::memory::GuestRam;
+use crate::memory::{GrowingRam, GuestRam};
 
 /// Requests per queue and wake-up.
 const BUDGET: u16 = 16;
@@ -31,7 +31,7 @@ pub(super) enum Role {
 pub(super) struct BalloonHandler {
     /// (index, use, queue)
     pub(super) queues: Vec<(usize, Role, ActiveQueue)>,
-    pub(super) memory: GuestRam,
+    pub(super) memory: GrowingRam,
     pub(super) interrupt: Arc<dyn Interrupt>,
     pub(super) reclaim: Arc<dyn Reclaim>,
     pub(super) handle: BalloonHandle,
@@ -84,10 +84,10 @@ impl Handler for BalloonHandler {
     ) -> Result<(), HandlerError> {
         let found = self.queues.iter_mut().find(|(index, ..)| *index as u64 == token);
         let Some((_, role, queue)) = found else { return Ok(()) };
-        let (role, memory, handle) = (*role, &self.memory, &self.handle);
+        let (role, memory, handle) = (*role, self.memory.now(), &self.handle);
         let reclaim = &*self.reclaim;
-        let work = |chain: Chain| work(role, memory, reclaim, handle, chain);
-        serve(queue, memory, &*self.interrupt, BUDGET, work).map_err(broken)
+        let work = |chain: Chain| work(role, &memory, reclaim, handle, chain);
+        serve(queue, &memory, &*self.interrupt, BUDGET, work).map_err(broken)
     }
 
     fn queues(&self) -> Vec<(usize, SavedQueue)> {

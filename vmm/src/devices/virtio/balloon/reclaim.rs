@@ -4,7 +4,7 @@ use std::io;
 
 use vm_memory::{GuestAddress, GuestMemory};
 
-use crate::memory::GuestRam;
+use crate::memory::GrowingRam;
 
 /// Gives a range of guest memory back to the host; the guest finds other bytes
 /// there afterwards (zeros, mostly). The balloon calls it with whole pages that
@@ -35,13 +35,13 @@ pub enum Backing {
 
 /// [`Reclaim`] by madvise(2) on the mapping.
 pub struct MmapReclaim {
-    memory: GuestRam,
+    memory: GrowingRam,
     advice: i32,
 }
 
 impl MmapReclaim {
     /// For all of `memory`.
-    pub fn new(memory: GuestRam, backing: Backing) -> MmapReclaim {
+    pub fn new(memory: GrowingRam, backing: Backing) -> MmapReclaim {
         let advice = match backing {
             Backing::Shared => libc::MADV_REMOVE,
             Backing::Private => libc::MADV_DONTNEED,
@@ -54,7 +54,7 @@ impl Reclaim for MmapReclaim {
     #[allow(unsafe_code)]
     fn reclaim(&self, gpa: u64, len: u64) -> io::Result<()> {
         let len = usize::try_from(len).map_err(io::Error::other)?;
-        for slice in self.memory.get_slices(GuestAddress(gpa), len) {
+        for slice in self.memory.now().get_slices(GuestAddress(gpa), len) {
             let slice = slice.map_err(io::Error::other)?;
             let guard = slice.ptr_guard_mut();
             // SAFETY: the range is inside a mapping of guest memory, as vm-memory

@@ -112,7 +112,7 @@ fn state_round_trips() {
 #[test]
 fn memory_is_really_given_back() {
     let memory = memory();
-    let reclaim = MmapReclaim::new(memory.clone(), Backing::Private);
+    let reclaim = MmapReclaim::new(memory.clone().into(), Backing::Private);
     memory.write_slice(&[7; 8192], GuestAddress(0x80000)).unwrap();
     reclaim.reclaim(0x80000, 4096).unwrap();
     assert_eq!(memory.read_obj::<u8>(GuestAddress(0x80000)).unwrap(), 0);

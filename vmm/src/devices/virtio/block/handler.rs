@@ -12,14 +12,14 @@ use super::request::{Parsed, Request};
 use crate::devices::virtio::device::{ActiveQueue, Interrupt, SavedQueue};
 use crate::devices::virtio::serve::{Chain, saved, serve};
 use crate::event_loop::{Handler, HandlerError, Registration, borrow};
-use crate::memory::GuestRam;
+use crate::memory::{GrowingRam, GuestRam};
 
 /// Requests per wake-up.
 const BUDGET: u16 = 16;
 
 pub(super) struct BlockHandler {
     pub(super) queue: ActiveQueue,
-    pub(super) memory: GuestRam,
+    pub(super) memory: GrowingRam,
     pub(super) interrupt: Arc<dyn Interrupt>,
     pub(super) disk: Arc<Disk>,
 }
@@ -50,9 +50,9 @@ impl Handler for BlockHandler {
         _flags: EpollFlags,
         _registration: &Registration,
     ) -> Result<(), HandlerError> {
-        let (disk, memory) = (&*self.disk, &self.memory);
-        let work = |chain: Chain| process(disk, memory, chain);
-        serve(&mut self.queue, memory, &*self.interrupt, BUDGET, work).map_err(broken)
+        let (disk, memory) = (&*self.disk, self.memory.now());
+        let work = |chain: Chain| process(disk, &memory, chain);
+        serve(&mut self.queue, &memory, &*self.interrupt, BUDGET, work).map_err(broken)
     }
 
     fn queues(&self) -> Vec<(usize, SavedQueue)> {

@@ -66,7 +66,7 @@ fn requests_are_served_on_the_loop() {
     let queue =
         ActiveQueue { queue: ring.create_queue().unwrap(), kick: kick.try_clone().unwrap() };
     let activation = Activation {
-        memory: memory.clone(),
+        memory: memory.clone().into(),
         queues: vec![None, Some(queue)],
         features: 0,
         interrupt: Arc::new(NoInterrupt),
@@ -86,7 +86,7 @@ fn requests_are_served_on_the_loop() {
     assert!(fs.handle().is_mounted());
     assert_eq!(fs.handle().requests(), 1);
     let nothing = Activation {
-        memory,
+        memory: memory.into(),
         queues: vec![None, None],
         features: 0,
         interrupt: Arc::new(NoInterrupt),

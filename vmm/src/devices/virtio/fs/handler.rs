@@ -16,14 +16,14 @@ use super::tree::ShareTree;
 use crate::devices::virtio::device::{ActiveQueue, Interrupt, SavedQueue};
 use crate::devices::virtio::serve;
 use crate::event_loop::{Handler, HandlerError, Registration, borrow};
-use crate::memory::GuestRam;
+use crate::memory::GrowingRam;
 
 /// Requests of one ring that are served before the others get their turn.
 const BUDGET: u16 = 32;
 
 /// See the module.
 pub struct FsHandler {
-    pub(super) memory: GuestRam,
+    pub(super) memory: GrowingRam,
     pub(super) queues: Vec<Option<ActiveQueue>>,
     pub(super) interrupt: Arc<dyn Interrupt>,
     pub(super) shares: Vec<ShareConfig>,
@@ -36,9 +36,9 @@ impl FsHandler {
     fn serve(&mut self, index: usize) -> Result<(), HandlerError> {
         let Some(server) = &self.server else { return Ok(()) };
         let Some(Some(queue)) = self.queues.get_mut(index) else { return Ok(()) };
-        let (memory, handle) = (&self.memory, &self.handle);
-        serve::serve(queue, memory, &*self.interrupt, BUDGET, |chain| {
-            let served = request::serve(server, memory, chain);
+        let (memory, handle) = (self.memory.now(), &self.handle);
+        serve::serve(queue, &memory, &*self.interrupt, BUDGET, |chain| {
+            let served = request::serve(server, &memory, chain);
             handle.requests.fetch_add(1, Ordering::Relaxed);
             match served.opcode {
                 Some(op) if op == Opcode::Init as u32 => {

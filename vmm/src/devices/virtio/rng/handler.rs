@@ -11,7 +11,7 @@ use super::entropy;
 use crate::devices::virtio::device::{ActiveQueue, Interrupt, SavedQueue};
 use crate::devices::virtio::serve::{Chain, saved, serve};
 use crate::event_loop::{Handler, HandlerError, Registration, borrow};
-use crate::memory::GuestRam;
+use crate::memory::{GrowingRam, GuestRam};
 
 /// Most bytes for one request; a driver copes with less than it asked for
 /// (section 5.4.6.1).
@@ -23,14 +23,14 @@ const BUDGET: u16 = 16;
 
 pub(super) struct RngHandler {
     queue: ActiveQueue,
-    memory: GuestRam,
+    memory: GrowingRam,
     interrupt: Arc<dyn Interrupt>,
 }
 
 impl RngHandler {
     pub(super) fn new(
         queue: ActiveQueue,
-        memory: GuestRam,
+        memory: GrowingRam,
         interrupt: Arc<dyn Interrupt>,
     ) -> RngHandler {
         RngHandler { queue, memory, interrupt }
@@ -74,8 +74,9 @@ impl Handler for RngHandler {
         _flags: EpollFlags,
         _registration: &Registration,
     ) -> Result<(), HandlerError> {
-        let work = |chain: Chain| fill(&self.memory, chain);
-        serve(&mut self.queue, &self.memory, &*self.interrupt, BUDGET, work).map_err(broken)
+        let memory = self.memory.now();
+        let work = |chain: Chain| fill(&memory, chain);
+        serve(&mut self.queue, &memory, &*self.interrupt, BUDGET, work).map_err(broken)
     }
 
     fn queues(&self) -> Vec<(usize, SavedQueue)> {

@@ -34,7 +34,7 @@ pub use self::state::{HandlerState, RestoreError, TransportState};
 use super::device::{Activation, ActiveQueue, SavedQueue, VirtioDevice};
 use crate::devices::bus::BusDevice;
 use crate::event_loop::{EventLoop, Handler, HandlerId};
-use crate::memory::GuestRam;
+use crate::memory::GrowingRam;
 
 /// Bytes of a transport's window.
 pub const WINDOW: u64 = 0x1000;
@@ -65,7 +65,7 @@ struct Inner {
 pub struct MmioTransport {
     shared: Arc<Shared>,
     kicks: Vec<EventFd>,
-    memory: GuestRam,
+    memory: GrowingRam,
     event_loop: Arc<EventLoop>,
     device_id: u32,
     inner: Mutex<Inner>,
@@ -79,7 +79,7 @@ impl MmioTransport {
     /// power of two up to 32768.
     pub fn new(
         device: Box<dyn VirtioDevice>,
-        memory: GuestRam,
+        memory: GrowingRam,
         event_loop: Arc<EventLoop>,
     ) -> io::Result<MmioTransport> {
         let sizes = device.queue_sizes();
@@ -223,7 +223,7 @@ impl MmioTransport {
         }
         let queue = Queue::try_from(QueueState::from(saved))
             .map_err(|_| RestoreError::Damaged("a queue's size or alignment is wrong"))?;
-        if !queue.is_valid(&*self.memory) {
+        if !queue.is_valid(&*self.memory.now()) {
             return Err(RestoreError::Damaged("a queue lies outside memory"));
         }
         Ok(Some(ActiveQueue { queue, kick: self.kicks[index].try_clone()? }))

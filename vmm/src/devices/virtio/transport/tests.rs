@@ -270,7 +270,7 @@ impl VirtioDevice for Odd {
 #[test]
 fn a_device_with_an_odd_queue_is_refused() {
     let event_loop = Arc::new(EventLoop::spawn("odd", || ()).unwrap());
-    assert!(MmioTransport::new(Box::new(Odd), memory(), event_loop).is_err());
+    assert!(MmioTransport::new(Box::new(Odd), memory().into(), event_loop).is_err());
 }
 
 #[test]

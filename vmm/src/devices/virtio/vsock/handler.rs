@@ -16,7 +16,7 @@ use super::muxer::{Change, Muxer, OnConnect};
 use super::packet::{Buffers, HEADER_SIZE};
 use crate::devices::virtio::device::{ActiveQueue, Interrupt, SavedQueue};
 use crate::event_loop::{Handler, HandlerError, Registration, borrow};
-use crate::memory::GuestRam;
+use crate::memory::GrowingRam;
 
 /// Index of the queue that carries packets to the guest.
 pub const RX: usize = 0;
@@ -41,7 +41,7 @@ const TRANSPORT_RESET: u32 = 0;
 
 /// See the module.
 pub struct VsockHandler {
-    memory: GuestRam,
+    memory: GrowingRam,
     rx: ActiveQueue,
     tx: ActiveQueue,
     event: ActiveQueue,
@@ -59,7 +59,7 @@ pub struct VsockHandler {
 
 impl VsockHandler {
     pub(super) fn new(
-        memory: GuestRam,
+        memory: GrowingRam,
         [rx, tx, event]: [ActiveQueue; 3],
         interrupt: Arc<dyn Interrupt>,
         listener: Option<UnixListener>,
@@ -84,7 +84,7 @@ impl VsockHandler {
 
     /// Serves everything that can be served, within the budget.
     fn pump(&mut self, registration: &Registration) -> Result<(), HandlerError> {
-        let memory = Arc::clone(&self.memory);
+        let memory = self.memory.now();
         self.send_reset(&memory)?;
         self.serve_tx(&memory)?;
         self.serve_rx(&memory)?;

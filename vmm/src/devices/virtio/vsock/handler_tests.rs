@@ -12,6 +12,7 @@ use super::super::packet::{Header, TYPE_STREAM, op, shutdown};
 use super::*;
 use crate::devices::virtio::device::{Activation, VirtioDevice};
 use crate::event_loop::{EventLoop, HandlerId};
+use crate::memory::GuestRam;
 use protocol::vsock::{GUEST_CID, HOST_CID};
 
 struct NoInterrupt;
@@ -130,7 +131,8 @@ fn boot(state: Option<&[u8]>) -> (Machine, Guest, Vsock) {
     }
     let queues = vec![Some(rx_queue), Some(tx_queue), Some(event_queue)];
     let interrupt = Arc::new(NoInterrupt);
-    let handler = device.activate(Activation { memory, queues, features: 0, interrupt }).unwrap();
+    let activation = Activation { memory: memory.into(), queues, features: 0, interrupt };
+    let handler = device.activate(activation).unwrap();
     let events = EventLoop::spawn("vsock-test", || {}).unwrap();
     let (sender, failures) = channel();
     let id = events.add(handler, Box::new(move |error| drop(sender.send(error))));
