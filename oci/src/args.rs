@@ -35,7 +35,7 @@ pub struct Global {
     /// Directory for the state of containers
     #[arg(long, value_name = "DIR", default_value = "/run/bulkhead-runtime", global = true)]
     pub root: PathBuf,
-    /// cgroupsPath is of the form slice:prefix:name
+    /// systemd makes the cgroup, as a scope; cgroupsPath is of the form slice:prefix:name
     #[arg(long, global = true)]
     pub systemd_cgroup: bool,
     /// Taken for the sake of callers of runc; the runtime needs root

@@ -30,5 +30,6 @@ pub mod signals;
 pub mod spec;
 pub mod streams;
 pub mod sys;
+pub mod systemd;
 pub mod time;
 pub mod user;

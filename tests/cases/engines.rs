@@ -9,7 +9,7 @@ use bulkhead_tests::program::{eventually, feed, run};
 use bulkhead_tests::turn::shared;
 use bulkhead_tests::{Finished, script};
 
-const IMAGE: &str = "small";
+pub const IMAGE: &str = "small";
 
 /// A directory on a disk for an engine's state, removed at the end.
 fn place(parent: &str) -> tempfile::TempDir {
@@ -28,14 +28,26 @@ fn archive(directory: &Path) -> PathBuf {
     path
 }
 
-struct Podman {
+/// podman with a storage of its own. Dropped, all that it has is removed.
+pub struct Podman {
     place: tempfile::TempDir,
     runtime: String,
+    /// Words that precede each command line, where there is a systemd.
+    before: Option<Vec<String>>,
 }
 
 impl Podman {
     fn new() -> Podman {
-        let podman = Podman { place: place("/var/lib/containers"), runtime: runtime() };
+        Podman::with(None)
+    }
+
+    /// One that leaves cgroups to systemd; `before` precedes its command lines.
+    pub fn beside(before: Vec<String>) -> Podman {
+        Podman::with(Some(before))
+    }
+
+    fn with(before: Option<Vec<String>>) -> Podman {
+        let podman = Podman { place: place("/var/lib/containers"), runtime: runtime(), before };
         let tar = archive(podman.place.path());
         podman.run(&["import", "-q", tar.to_str().unwrap(), IMAGE]).ok();
         podman
@@ -43,18 +55,22 @@ impl Podman {
 
     fn command(&self, program: &str, words: &[&str]) -> Command {
         let at = |name: &str| self.place.path().join(name);
-        let mut command = Command::new(program);
-        command.arg("--root").arg(at("root")).arg("--runroot").arg(at("run"));
+        let before = self.before.iter().flatten().map(String::as_str);
+        let line: Vec<&str> = before.chain([program]).collect();
+        let mut command = Command::new(line[0]);
+        command.args(&line[1..]).arg("--root").arg(at("root")).arg("--runroot").arg(at("run"));
         if program == "podman" {
-            command.args(["--cgroup-manager", "cgroupfs", "--events-backend", "file"]);
+            let manager = if self.before.is_some() { "systemd" } else { "cgroupfs" };
+            command.args(["--cgroup-manager", manager, "--events-backend", "file"]);
             command.args(["--runtime", &self.runtime]).arg("--tmpdir").arg(at("tmp"));
         }
         command.args(words).env("TMPDIR", self.place.path());
         command
     }
 
+    /// Carries out a verb.
     #[track_caller]
-    fn run(&self, words: &[&str]) -> Finished {
+    pub fn run(&self, words: &[&str]) -> Finished {
         run(self.command("podman", words))
     }
 }

@@ -21,6 +21,10 @@ pub struct Bundle {
     directory: tempfile::TempDir,
     runtime: &'static str,
     root: PathBuf,
+    /// Words that precede the runtime on each command line.
+    pub before: Vec<String>,
+    /// Options of the runtime on each of them.
+    pub options: Vec<String>,
     /// Id of its container.
     pub id: String,
     /// Its configuration; written before each verb that reads it.
@@ -50,7 +54,7 @@ impl Bundle {
         config["hostname"] = json!("e2e");
         config["linux"]["cgroupsPath"] = json!(format!("/bulkhead-tests/{id}"));
         let root = directory.path().join("root");
-        Bundle { directory, runtime, root, id, config }
+        Bundle { directory, runtime, root, before: Vec::new(), options: Vec::new(), id, config }
     }
 
     /// One of the same runtime with the same `--root`. Drop it first.
@@ -102,8 +106,10 @@ impl Bundle {
     pub fn command(&self, words: &[&str]) -> Command {
         let text = serde_json::to_vec_pretty(&self.config).expect("JSON");
         std::fs::write(self.directory.path().join("config.json"), text).expect("a disk");
-        let mut command = Command::new(self.runtime);
-        command.arg("--root").arg(&self.root);
+        let before = self.before.iter().map(String::as_str);
+        let line: Vec<&str> = before.chain([self.runtime]).collect();
+        let mut command = Command::new(line[0]);
+        command.args(&line[1..]).arg("--root").arg(&self.root).args(&self.options);
         command.args(words).current_dir(self.directory.path());
         command
     }

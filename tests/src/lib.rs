@@ -11,6 +11,7 @@ pub mod image;
 pub mod leaks;
 pub mod oci;
 pub mod program;
+pub mod systemd;
 pub mod tarball;
 pub mod terminal;
 pub mod turn;

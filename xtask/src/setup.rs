@@ -25,7 +25,7 @@ struct Package(&'static str, &'static [Group], &'static str);
 use Group::{Build, Demo, Test};
 
 /// Everything that is installed, and nothing else.
-const PACKAGES: [Package; 34] = [
+const PACKAGES: [Package; 36] = [
     Package("gcc", &[Build], "compiles the guest kernel, links our binaries"),
     Package("make", &[Build], "builds the guest kernel"),
     Package("libc6-dev", &[Build], "static glibc for the agent"),
@@ -58,6 +58,8 @@ const PACKAGES: [Package; 34] = [
     Package("docker.io", &[Test], "another"),
     Package("containerd", &[Test], "another, and docker's"),
     Package("golang-github-containers-common", &[Test], "podman's and buildah's configuration"),
+    Package("systemd", &[Test], "makes cgroups for those engines, and is asked what it made"),
+    Package("dbus", &[Test], "the bus to it"),
     Package("skopeo", &[Test], "copies images to and from a registry"),
     Package("docker-registry", &[Test], "a registry on loopback"),
 ];

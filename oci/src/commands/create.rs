@@ -2,7 +2,6 @@
 
 use std::path::PathBuf;
 
-use anyhow::bail;
 use clap::Args;
 use runtime::oci::create::{CreateOptions, create};
 use runtime::oci::preserved::Preserved;
@@ -38,24 +37,22 @@ pub struct Arguments {
 
 impl Arguments {
     /// For the library.
-    pub fn options(&self, global: &Global, preserved: Preserved) -> anyhow::Result<CreateOptions> {
-        if global.systemd_cgroup {
-            bail!("--systemd-cgroup is not supported yet: use the cgroupfs driver of the engine");
-        }
-        Ok(CreateOptions {
+    pub fn options(&self, global: &Global, preserved: Preserved) -> CreateOptions {
+        CreateOptions {
             bundle: self.bundle.clone(),
             console_socket: self.console_socket.clone(),
             console: None,
             globals: global.words(),
             preserved,
-        })
+            systemd: global.systemd_cgroup,
+        }
     }
 }
 
 /// Creates the container.
 pub fn run(global: &Global, arguments: &Arguments, preserved: Preserved) -> anyhow::Result<u8> {
     let root = super::root(global);
-    let pid = create(&root, &arguments.id, &arguments.options(global, preserved)?)?;
+    let pid = create(&root, &arguments.id, &arguments.options(global, preserved))?;
     if let Some(path) = &arguments.pid_file
         && let Err(error) = verbs::write_pid_file(path, pid)
     {

@@ -33,7 +33,7 @@ pub struct Arguments {
 pub fn run(global: &Global, arguments: &Arguments, preserved: Preserved) -> anyhow::Result<u8> {
     let root = super::root(global);
     let id = &arguments.create.id;
-    let mut options = arguments.create.options(global, preserved)?;
+    let mut options = arguments.create.options(global, preserved);
     let terminal = (!arguments.detach && options.console_socket.is_none())
         .then(|| Foreground::terminal(&options.bundle))
         .transpose()?

@@ -83,6 +83,8 @@ pub struct CreateOptions {
     pub globals: Vec<String>,
     /// What the process gets beside its stdio.
     pub preserved: Preserved,
+    /// Whether systemd makes the cgroup.
+    pub systemd: bool,
 }
 
 /// Creates a container; its pid. Its stdio is that of this process.
@@ -94,7 +96,7 @@ pub fn create(root: &Root, id: &str, options: &CreateOptions) -> Result<i32, Oci
         return Err(OciError::InvalidId(id.into()));
     }
     let bundle = Bundle::load(&options.bundle)?;
-    let mut plan = Plan::new(id, &bundle, &|pid| root.neighbour(pid))?;
+    let mut plan = Plan::new(id, &bundle, options.systemd, &|pid| root.neighbour(pid))?;
     plan.activate(options.preserved.activated);
     let socket = connect_console(&plan, options)?;
     let annotations = bundle.spec.annotations().clone().unwrap_or_default();
@@ -155,13 +157,15 @@ fn bring_up(
         let reason = format!("{} has processes already", plan.cgroup.display());
         return Err(super::bundle::field("linux.cgroupsPath", reason).into());
     }
-    *begun = true;
-    let limits = plan.cgroup_limits.clone();
-    cgroup::make(&CgroupConfig { path: plan.cgroup.clone(), limits })?;
     let mut words = options.globals.clone();
     words.push("monitor".into());
     let mut helper = Helper::spawn(words, container.id(), socket, None, &options.preserved)?;
     let pid = helper.pid();
+    helper.expect(&Word::Opened)?;
+    let config = CgroupConfig { path: plan.cgroup.clone(), limits: plan.cgroup_limits.clone() };
+    plan.manager.make(&config, pid)?;
+    *begun = true;
+    helper.go();
     helper.expect(&Word::Namespaces)?;
     let of = container.record.hooks.as_ref();
     let state = state_json(container, "creating", pid);

@@ -14,8 +14,6 @@
 //! `shape.json` says, and the next update finds it so. A memory.max that was raised for a
 //! growth that failed stays: the machine's own size bounds the guest as well.
 
-use std::path::Path;
-
 use protocol::machine::Size;
 
 use super::OciError;
@@ -51,16 +49,14 @@ pub(super) fn grow(
 /// Lets the machine use as much of the host's memory as its size needs. A limit that is
 /// higher stays.
 fn raise(container: &Container, shape: &Shape) -> Result<(), OciError> {
-    let path = container.record.plan.cgroup.join("memory.max");
+    let plan = &container.record.plan;
+    let path = plan.cgroup.join("memory.max");
     let text = std::fs::read_to_string(&path).map_err(OciError::io(&path))?;
     if !is_lower(&text, shape.host_memory_max) {
         return Ok(());
     }
-    write(&path, shape.host_memory_max)
-}
-
-fn write(path: &Path, value: u64) -> Result<(), OciError> {
-    std::fs::write(path, value.to_string()).map_err(OciError::io(path))
+    let limit = ("memory.max".to_owned(), shape.host_memory_max.to_string());
+    plan.manager.change(&plan.cgroup, &[limit])
 }
 
 /// Whether a limit as memory.max tells it is below `bytes`; `max` never is.

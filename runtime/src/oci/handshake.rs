@@ -18,6 +18,8 @@ const MAX_TEXT: usize = 32 << 10;
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Word {
+    /// It has opened what the rules of its cgroup may forbid; the cgroup is to be made.
+    Opened,
     /// It is in its cgroup and network namespace; hooks may look at it.
     Namespaces,
     /// The container's process waits for `start`, or runs (of an exec).

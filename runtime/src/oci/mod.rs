@@ -9,8 +9,10 @@
 //!                    (nothing) <------------------------+
 //!
 //! create (the verb)                monitor (its child, then the engine's)
-//!   | spawn; stdio, console -------> | joins cgroup and network namespace
-//!   | <------ Namespaces(pid) ------ |
+//!   | spawn; stdio, console -------> | opens devices and terminal
+//!   | <------ Opened --------------- |
+//!   | makes the cgroup ---- go ----> | joins cgroup and network namespace
+//!   | <------ Namespaces ----------- |
 //!   | hooks: prestart, createRuntime |
 //!   | ---------- go ---------------> | launches the machine, builds the container
 //!   | <------ Ready(timings) ------- | waits for the process, forwards signals
@@ -20,6 +22,7 @@
 //! The monitor is the process whose pid engines know, wait for and signal.
 
 pub mod bundle;
+pub mod cgroup;
 pub mod console;
 pub mod create;
 pub mod exec;
@@ -93,6 +96,9 @@ pub enum OciError {
     /// The cgroup.
     #[error(transparent)]
     Cgroup(#[from] crate::sandbox::cgroup::CgroupError),
+    /// The cgroup, where systemd manages it.
+    #[error(transparent)]
+    Systemd(#[from] crate::systemd::SystemdError),
     /// The sandbox does not start.
     #[error(transparent)]
     Launch(#[from] crate::sandbox::LaunchError),

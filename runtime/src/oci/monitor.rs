@@ -52,17 +52,21 @@ pub fn run(root: &Root, id: &str, uids: &Path, inherited: Inherited) -> Result<F
     let mut channel = Channel::new(socket);
     let container = root.find(id)?;
     let alive = container.become_monitor()?;
-    let prepared = open(&container, console).and_then(|opened| {
-        prepare(&container)?;
-        Ok(opened)
-    });
-    let (stdio, assets) = match prepared {
+    let (stdio, assets) = match open(&container, console) {
         Ok(opened) => opened,
         Err(error) => {
             channel.say(&Word::Failed(chain(&error)));
             return Ok(Fate::Failed);
         }
     };
+    channel.say(&Word::Opened);
+    if !channel.await_go() {
+        return Ok(Fate::Failed);
+    }
+    if let Err(error) = prepare(&container) {
+        channel.say(&Word::Failed(chain(&error)));
+        return Ok(Fate::Failed);
+    }
     channel.say(&Word::Namespaces);
     if !channel.await_go() {
         return Ok(Fate::Failed);
@@ -185,7 +189,7 @@ fn prepare(container: &Container) -> Result<(), OciError> {
     Ok(())
 }
 
-/// Moves this process into the cgroup at `path`.
+/// Moves this process into the cgroup at `path`, if it is not there already.
 pub(super) fn join_cgroup(path: &Path) -> Result<(), OciError> {
     let file = path.join("cgroup.procs");
     std::fs::write(&file, "0").map_err(OciError::io(file))

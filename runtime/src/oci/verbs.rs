@@ -196,11 +196,8 @@ pub fn update(container: &Container, resources: &Value) -> Result<(), OciError> 
     let mut of_guest = resources.clone();
     super::plan::host_resources(&mut of_guest);
     call(container, Call::Update { container: id, resources: of_guest })?;
-    for (file, value) in settings {
-        let path = container.record.plan.cgroup.join(file);
-        std::fs::write(&path, value).map_err(OciError::io(path))?;
-    }
-    Ok(())
+    let plan = &container.record.plan;
+    plan.manager.change(&plan.cgroup, &settings)
 }
 
 /// `ps`: processes of the guest.
@@ -367,8 +364,9 @@ pub(super) fn remove_rest(container: &Container) {
             tracing::warn!("cannot remove a sandbox's directory: {error}");
         }
     }
-    if container.record.plan.cgroup.starts_with(cgroup::ROOT) {
-        cgroup::purge(&container.record.plan.cgroup);
+    let plan = &container.record.plan;
+    if plan.cgroup.starts_with(cgroup::ROOT) {
+        plan.manager.remove(&plan.cgroup);
     }
     crate::sandbox::clean_overlay(&container.record.plan.rootfs, container.id());
 }

@@ -141,10 +141,15 @@ pub fn purge(path: &Path) {
     remove(path);
 }
 
-fn remove(path: &Path) {
-    let begin = Instant::now();
+/// Kills what is in the cgroup at `path`, and below it.
+pub fn kill(path: &Path) {
     // Absent on kernels before 5.14; the VMM then has ended by other means.
     let _ = std::fs::write(path.join("cgroup.kill"), "1");
+}
+
+fn remove(path: &Path) {
+    let begin = Instant::now();
+    kill(path);
     let mut pause = Duration::from_millis(1);
     loop {
         match std::fs::remove_dir(path) {

@@ -7,6 +7,7 @@ mod growth;
 mod lifecycle;
 mod pods;
 mod processes;
+mod systemd;
 
 /// A case for both runtimes.
 macro_rules! both {

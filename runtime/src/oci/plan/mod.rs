@@ -3,7 +3,8 @@
 //! ```text
 //! config.json
 //!   root.path, mounts with a source      -> shares; their names stay in the copy
-//!   linux.resources, cgroupsPath         -> the machine's shape, the host's cgroup
+//!   linux.resources, cgroupsPath         -> the machine's shape, the host's cgroup and
+//!                                           who makes it
 //!   hooks of the runtime's namespaces    -> hooks
 //!   linux.namespaces[network].path       -> where the VMM's interfaces are looked for
 //!   namespaces of another container      -> the machine that this one joins
@@ -19,6 +20,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::bundle::{Bundle, BundleError, field};
+use super::cgroup::Manager;
 use crate::limits::{Shape, host_cpus, possible_vcpus};
 use crate::sandbox::ShareConfig;
 use crate::streams::HostStdio;
@@ -58,6 +60,9 @@ pub struct Plan {
     pub max_vcpus: u8,
     /// The container's cgroup on the host.
     pub cgroup: PathBuf,
+    /// Who makes it.
+    #[serde(default)]
+    pub manager: Manager,
     /// Its limits: file and value.
     pub cgroup_limits: Vec<(String, String)>,
     /// The network namespace to join: none is a new one, if `own_network`.
@@ -75,11 +80,16 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// Validates what concerns the host.
+    /// Validates what concerns the host, where systemd makes the cgroup or we do.
     ///
     /// # Errors
     /// Names the field.
-    pub fn new(id: &str, bundle: &Bundle, of: Neighbours) -> Result<Plan, BundleError> {
+    pub fn new(
+        id: &str,
+        bundle: &Bundle,
+        systemd: bool,
+        of: Neighbours,
+    ) -> Result<Plan, BundleError> {
         let spec = &bundle.spec;
         let process = spec.process().as_ref().ok_or_else(|| field("process", "is missing"))?;
         let linux = spec.linux().clone().unwrap_or_default();
@@ -113,7 +123,11 @@ impl Plan {
         let limits = linux.resources().clone().unwrap_or_default();
         let annotations = spec.annotations().clone().unwrap_or_default();
         let shape = resources::shape(&limits, &annotations)?;
-        let cgroups_path = linux.cgroups_path().clone();
+        let cgroups_path = linux.cgroups_path().as_deref();
+        let (cgroup, manager) = match systemd {
+            true => resources::scope(id, cgroups_path, &annotations)?,
+            false => (resources::cgroup_path(id, cgroups_path)?, Manager::Files),
+        };
         Ok(Plan {
             rootfs,
             shares,
@@ -128,7 +142,8 @@ impl Plan {
             spec: raw,
             shape,
             max_vcpus: possible_vcpus(shape.vcpus, host_cpus()),
-            cgroup: resources::cgroup_path(id, cgroups_path.as_deref())?,
+            cgroup,
+            manager,
             cgroup_limits: resources::host_limits(&limits, &shape),
             network,
             own_network,

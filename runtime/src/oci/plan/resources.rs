@@ -9,9 +9,11 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::super::bundle::{BundleError, field};
+use super::super::cgroup::Manager;
 use super::Plan;
 use crate::limits::{Bytes, Cpus, LimitError, Limits, Shape};
 use crate::sandbox::cgroup;
+use crate::systemd::{self, Unit};
 
 /// Takes the limits out that only the host can honour: its CPUs and memory nodes are
 /// not the guest's, nor are its disks.
@@ -153,6 +155,23 @@ pub(in crate::oci) fn updated(
 /// `cpu.weight` of `cpu.shares`, as runc converts it.
 fn weight(shares: u64) -> u64 {
     1 + (shares.clamp(2, 262_144) - 2) * 9999 / 262_142
+}
+
+/// The scope, where systemd makes the cgroup, and its directory.
+pub(super) fn scope(
+    id: &str,
+    path: Option<&Path>,
+    annotations: &HashMap<String, String>,
+) -> Result<(PathBuf, Manager), BundleError> {
+    let wrong = |reason: String| field("linux.cgroupsPath", reason);
+    let path = match path.map(Path::to_str) {
+        Some(None) => return Err(wrong("is not UTF-8".into())),
+        path => path.flatten(),
+    };
+    let mut unit = Unit::of(id, path).map_err(wrong)?;
+    unit.properties = systemd::of_annotations(annotations)
+        .map_err(|(key, reason)| field(format!("annotations[{key}]"), reason))?;
+    Ok((unit.cgroup(), Manager::Systemd(unit)))
 }
 
 /// Where in the tree of cgroups: as runc does for cgroup v2 without systemd.

@@ -25,7 +25,7 @@ fn spec(more: &Value) -> Value {
 
 fn plan(more: &Value) -> Result<Plan, BundleError> {
     let (_dir, bundle) = bundle(spec(more));
-    Plan::new("c1", &bundle.unwrap(), &|_| None)
+    Plan::new("c1", &bundle.unwrap(), false, &|_| None)
 }
 
 #[test]
@@ -84,6 +84,34 @@ fn limits_shape_machine_and_cgroup() {
     assert_eq!(value("cpu.weight"), Some("39"));
     assert_eq!((value("cpuset.cpus"), value("io.weight")), (Some("0-1"), Some("default 10")));
     assert_eq!((value("cpu.max"), value("memory.high")), (Some("150000 100000"), None));
+}
+
+#[test]
+fn a_scope_is_made_of_path_and_annotations() {
+    let scope = |more: &Value| {
+        let (_dir, bundle) = bundle(spec(more));
+        Plan::new("c1", &bundle.unwrap(), true, &|_| None)
+    };
+    let plan = scope(&json!({
+        "linux": {"cgroupsPath": "machine.slice:libpod:c1"},
+        "annotations": {"org.systemd.property.TimeoutStopSec": "5"},
+    }));
+    let plan = plan.unwrap();
+    assert_eq!(plan.cgroup, Path::new("/sys/fs/cgroup/machine.slice/libpod-c1.scope"));
+    let Manager::Systemd(unit) = &plan.manager else { panic!("{:?}", plan.manager) };
+    assert_eq!((unit.properties.len(), unit.properties[0].name.as_str()), (1, "TimeoutStopUSec"));
+    let back: Plan = serde_json::from_value(serde_json::to_value(&plan).unwrap()).unwrap();
+    assert_eq!(back, plan);
+    for (more, name) in [
+        (json!({"linux": {"cgroupsPath": "/a/b"}}), "linux.cgroupsPath"),
+        (
+            json!({"annotations": {"org.systemd.property.Slice": "x"}}),
+            "annotations[org.systemd.property.Slice]",
+        ),
+    ] {
+        let error = scope(&more).unwrap_err().to_string();
+        assert!(error.starts_with(name), "{error}");
+    }
 }
 
 #[test]

@@ -1,0 +1,140 @@
+//! A genuine systemd as the manager of a part of the host's cgroups, which the test host
+//! does not have.
+//!
+//! ```text
+//! /sys/fs/cgroup/systemd-PID-N     root of a cgroup namespace, and of what is below:
+//!   init.scope                     systemd, first process of a pid namespace
+//!   system.slice, ...              what it makes
+//! ```
+//!
+//! It has a mount namespace with a /run of its own, and knows two units beside those that
+//! are built in: its target, and a bus that is started when somebody connects to it.
+
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use crate::bundle::Bundle;
+use crate::program::{Finished, eventually, run};
+
+/// What becomes systemd, in its namespaces.
+const FIRST: &str = r#"
+set -e
+umount /sys/fs/cgroup
+mount -t cgroup2 -o nsdelegate cgroup2 /sys/fs/cgroup
+mount -t tmpfs -o mode=755 run /run
+mkdir -p /run/units /run/dbus /run/lock
+cat > /run/units/quiet.target <<END
+[Unit]
+DefaultDependencies=no
+Requires=dbus.socket
+After=dbus.socket
+END
+cat > /run/units/dbus.socket <<END
+[Unit]
+DefaultDependencies=no
+[Socket]
+ListenStream=/run/dbus/system_bus_socket
+END
+cat > /run/units/dbus.service <<END
+[Unit]
+DefaultDependencies=no
+Requires=dbus.socket
+[Service]
+ExecStart=/usr/bin/dbus-daemon --system --address=systemd: --nofork --nopidfile --systemd-activation --syslog-only
+END
+mount --make-rshared /
+export container=bulkhead SYSTEMD_UNIT_PATH=/run/units SYSTEMD_LOG_TARGET=console
+exec /lib/systemd/systemd --system --unit=quiet.target --show-status=no
+"#;
+
+/// It. Dropped, it is ended with all that it manages.
+pub struct Systemd {
+    unshare: Child,
+    first: i32,
+    cgroup: PathBuf,
+}
+
+impl Systemd {
+    /// Starts one, and waits until it takes calls.
+    #[track_caller]
+    pub fn start() -> Systemd {
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        let name = format!("systemd-{}-{number}", std::process::id());
+        let cgroup = Path::new("/sys/fs/cgroup").join(name);
+        std::fs::create_dir(&cgroup).expect("a cgroup");
+        let script = "echo $$ > \"$1\"/cgroup.procs; shift; exec \"$@\"";
+        let namespaces = ["--mount", "--pid", "--cgroup", "--ipc", "--mount-proc"];
+        let mut command = Command::new("bash");
+        command.args(["-c", script, "bash"]).arg(&cgroup).arg("unshare").args(namespaces);
+        command.args(["--fork", "--kill-child", "bash", "-c", FIRST]);
+        let unshare = command.stdin(Stdio::null()).spawn().expect("bash and unshare");
+        let mut systemd = Systemd { unshare, first: 0, cgroup };
+        eventually("systemd's socket", || systemd.is_up());
+        systemd
+    }
+
+    fn is_up(&mut self) -> bool {
+        let ended = self.unshare.try_wait().expect("our child");
+        assert_eq!(ended, None, "systemd ended; its log is above");
+        let unshare = self.unshare.id();
+        let children = std::fs::read_to_string(format!("/proc/{unshare}/task/{unshare}/children"));
+        self.first = children.ok().and_then(|text| text.trim().parse().ok()).unwrap_or(0);
+        Path::new(&format!("/proc/{}/root/run/systemd/private", self.first)).exists()
+    }
+
+    /// Words that precede a command line which is carried out beside it in `directory`.
+    pub fn words(&self, directory: &Path) -> Vec<String> {
+        let first = self.first.to_string();
+        let enter = ["nsenter", "--target", &first, "--mount", "--pid", "--cgroup", "--ipc"];
+        let mut words: Vec<String> = enter.map(str::to_owned).into();
+        words.extend(["env".to_owned(), "-C".to_owned(), directory.display().to_string()]);
+        words
+    }
+
+    /// Has the bundle's verbs carried out beside it, with `--systemd-cgroup`. Drop the
+    /// bundle first.
+    pub fn manages(&self, bundle: &mut Bundle) {
+        bundle.before = self.words(&bundle.path());
+        bundle.options = vec!["--systemd-cgroup".to_owned()];
+    }
+
+    /// A shell script beside it.
+    #[track_caller]
+    pub fn script(&self, text: &str) -> Finished {
+        let words = self.words(Path::new("/"));
+        let mut command = Command::new(&words[0]);
+        command.args(&words[1..]).args(["bash", "-c", text]);
+        run(command)
+    }
+
+    /// A property of a unit, as `systemctl show` prints it.
+    #[track_caller]
+    pub fn property(&self, unit: &str, name: &str) -> String {
+        self.script(&format!("systemctl show --value -p {name} -- {unit}")).ok()
+    }
+
+    /// Directory of one of its cgroups.
+    pub fn cgroup(&self, below: &str) -> PathBuf {
+        self.cgroup.join(below)
+    }
+}
+
+impl Drop for Systemd {
+    fn drop(&mut self) {
+        // The whole namespace, and with it each process that it has in a cgroup.
+        let _ = self.unshare.kill();
+        let _ = self.unshare.wait();
+        let _ = std::fs::write(self.cgroup.join("cgroup.kill"), "1");
+        let mut remove = Command::new("find");
+        remove.arg(&self.cgroup).args(["-depth", "-type", "d", "-exec", "rmdir", "{}", ";"]);
+        for _ in 0..100 {
+            let _ = remove.stderr(Stdio::null()).status();
+            if !self.cgroup.exists() {
+                return;
+            }
+            std::thread::sleep(std::time::Duration::from_millis(50));
+        }
+    }
+}
