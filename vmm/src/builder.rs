@@ -148,7 +148,7 @@ pub fn build(
     let pio = pio_bus(&console, reporter)?;
     clock.lap("devices");
 
-    let line = cmdline::build(built.transports.len(), &config.cmdline)
+    let line = cmdline::build(built.transports.len(), config.apparmor, &config.cmdline)
         .map_err(|error| at("kernel")(&error))?;
     let entry = kernel::load(&ram, &mut kernel_file, &mut initrd, &line)
         .map_err(|error| at("kernel")(&error))?;

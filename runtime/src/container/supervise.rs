@@ -179,6 +179,8 @@ async fn build(
         shape: config.shape,
         shares: config.shares(&container.rw_dir()),
         cmdline: Vec::new(),
+        // No profile is ever named here.
+        apparmor: false,
         boot_timeout: boot_timeout(),
     };
     let mut sandbox = Sandbox::launch(&sandbox, &assets).await?;

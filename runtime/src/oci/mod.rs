@@ -19,6 +19,7 @@
 //!
 //! The monitor is the process whose pid engines know, wait for and signal.
 
+mod apparmor;
 pub mod bundle;
 pub mod console;
 pub mod create;

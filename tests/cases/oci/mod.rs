@@ -1,6 +1,7 @@
 //! The OCI command line. Each case is written from the specification and runs with
 //! runc and with ours, so that every difference is seen.
 
+mod apparmor;
 mod fields;
 mod lifecycle;
 mod pods;

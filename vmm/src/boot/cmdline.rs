@@ -30,11 +30,17 @@ const BASE: &[&str] = &[
     // guest's memory was out on a report at times, and a process that asked for some
     // was killed. 10 is the largest: what is taken is what was seen to be free.
     "page_reporting.page_reporting_order=10",
+    // AppArmor brings the audit subsystem along, whose records nobody in here reads:
+    // no thread for it, no socket.
+    "audit=0",
     // There is no PCI, no ACPI and no i8042 behind the ports.
     "pci=off",
     // PID 1.
     "rdinit=/init",
 ];
+
+/// Enables AppArmor, which is built in and off: CONFIG_LSM of the guest's kernel is empty.
+const APPARMOR: &str = "lsm=apparmor";
 
 /// Why there is no command line.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
@@ -47,16 +53,18 @@ pub enum CmdlineError {
     Character(String),
 }
 
-/// The command line for `devices` virtio-mmio devices and `extra` words.
+/// The command line for `devices` virtio-mmio devices, AppArmor if it is wanted, and
+/// `extra` words.
 ///
 /// # Errors
 /// When it is too long or holds what the kernel cannot read.
-pub fn build(devices: usize, extra: &[String]) -> Result<String, CmdlineError> {
+pub fn build(devices: usize, apparmor: bool, extra: &[String]) -> Result<String, CmdlineError> {
     let mut words: Vec<String> = BASE.iter().map(|word| (*word).to_owned()).collect();
     for index in 0..devices as u64 {
         let (address, irq) = device_slot(index);
         words.push(format!("virtio_mmio.device=4K@{address:#x}:{irq}"));
     }
+    words.extend(apparmor.then(|| APPARMOR.to_owned()));
     words.extend_from_slice(extra);
     for word in &words {
         if !word.bytes().all(|byte| (0x20..0x7f).contains(&byte)) {
@@ -81,15 +89,16 @@ mod tests {
 
     #[test]
     fn devices_are_announced() {
-        let line = build(2, &["initcall_debug".into()]).unwrap();
+        let line = build(2, false, &["initcall_debug".into()]).unwrap();
         assert!(line.contains("virtio_mmio.device=4K@0xd0000000:5"));
         assert!(line.contains("virtio_mmio.device=4K@0xd0001000:6"));
-        assert!(line.ends_with("initcall_debug"));
+        assert!(line.ends_with("initcall_debug") && !line.contains("lsm="));
+        assert!(build(0, true, &[]).unwrap().ends_with(" lsm=apparmor"));
     }
 
     #[test]
     fn what_the_kernel_cannot_read_is_refused() {
-        assert!(matches!(build(0, &["x".repeat(4096)]), Err(CmdlineError::TooLong(_))));
-        assert!(matches!(build(0, &["a\nb".into()]), Err(CmdlineError::Character(_))));
+        assert!(matches!(build(0, false, &["x".repeat(4096)]), Err(CmdlineError::TooLong(_))));
+        assert!(matches!(build(0, false, &["a\nb".into()]), Err(CmdlineError::Character(_))));
     }
 }
