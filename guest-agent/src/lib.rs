@@ -13,6 +13,7 @@
 //! looks at a path of a container's image (the roles do, with the container's
 //! own view), and waits only for its own children, by pidfd.
 
+pub mod apparmor;
 pub mod boot;
 pub mod cgroup;
 pub mod descriptors;

@@ -15,6 +15,7 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::{broadcast, watch};
 
+use crate::apparmor::Loaded;
 use crate::cgroup::Cgroup;
 use crate::error::error;
 use crate::plan::Namespaces;
@@ -34,6 +35,8 @@ pub struct Agent {
     containers: RefCell<HashMap<String, Slot>>,
     /// What containers have in memory.
     pub volumes: Volumes,
+    /// AppArmor profiles of the guest's kernel.
+    pub apparmor: Loaded,
     /// Unasked messages.
     pub events: broadcast::Sender<Event>,
 }
@@ -204,6 +207,7 @@ impl Agent {
         Rc::new(Agent {
             containers: RefCell::default(),
             volumes: Volumes::default(),
+            apparmor: Loaded::default(),
             events: broadcast::Sender::new(64),
         })
     }

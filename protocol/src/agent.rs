@@ -22,6 +22,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::apparmor;
+
 /// What the guest's console says as soon as PID 1 runs, after `bulkhead-agent: `.
 pub const FIRST_LINE: &str = "first line";
 
@@ -194,6 +196,10 @@ pub struct Create {
     /// (resolv.conf, hosts, hostname), when nothing is mounted there.
     #[serde(default)]
     pub files: Vec<SeedFile>,
+    /// The profiles that `process.apparmorProfile` names; at most
+    /// [`apparmor::MAX_PROFILES`], and [`apparmor::MAX_BYTES`] together.
+    #[serde(default)]
+    pub apparmor: Vec<apparmor::Policy>,
 }
 
 /// Most volumes in memory of one container.
@@ -321,6 +327,9 @@ pub struct Exec {
     /// container's own, or its process's where that one cannot have processes.
     #[serde(default)]
     pub cgroup: Option<String>,
+    /// As in [`Create`].
+    #[serde(default)]
+    pub apparmor: Vec<apparmor::Policy>,
 }
 
 /// What a call returns.

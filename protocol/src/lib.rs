@@ -10,6 +10,7 @@
 //! peer is the wall's other side.
 
 pub mod agent;
+pub mod apparmor;
 pub mod frame;
 pub mod machine;
 pub mod vsock;

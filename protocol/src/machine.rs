@@ -72,6 +72,9 @@ pub struct MachineConfig {
     /// Memory balloon with free-page reporting.
     #[serde(default)]
     pub balloon: bool,
+    /// Whether the guest's kernel has AppArmor.
+    #[serde(default)]
+    pub apparmor: bool,
 }
 
 /// virtio-fs mount tag of the share tree.

@@ -90,8 +90,11 @@ fn podman_runs_execs_commits_and_cleans_up() {
     let podman = Podman::new();
     let new = ["run", "--rm", "--network", "none"];
     let once = |words: &[&str]| podman.run(&[&new[..], words].concat());
-    let text = once(&[IMAGE, "sh", "-c", "uname -r; exit 4"]).expect(4).text();
-    assert!(text.contains("bulkhead"), "{text}");
+    // As people type it: with the profile that podman names of itself.
+    let script = "uname -r; cat /proc/self/attr/current; exit 4";
+    let text = once(&[IMAGE, "sh", "-c", script]).expect(4).text();
+    assert!(text.contains("bulkhead\ncontainers-default-"), "{text}");
+    assert!(text.ends_with(" (enforce)\n"), "{text}");
     assert_eq!(once(&[IMAGE, "nosuch"]).status, 127);
     let script = "id -u; touch /x || echo refused; touch /t/x && echo ok; cat /v/f; \
                   cat /sys/fs/cgroup/memory.max";
@@ -260,14 +263,20 @@ fn docker_and_ctr_run_and_exec() {
     let docker = Docker::new();
     let new = ["run", "--network", "none", "--runtime", "bulkhead"];
     let once = |words: &[&str]| docker.run(&[&new[..], words].concat());
-    let text = once(&["--rm", IMAGE, "sh", "-c", "uname -r; exit 6"]).expect(6).text();
-    assert!(text.contains("bulkhead"), "{text}");
+    // docker's own profile forbids to mount, also with the capability.
+    let script = "uname -r; cat /proc/self/attr/current; \
+                  mount -t tmpfs none /tmp || echo refused; exit 6";
+    let admin = ["--rm", "--cap-add", "SYS_ADMIN", IMAGE, "sh", "-c", script];
+    let text = once(&admin).expect(6).text();
+    assert!(text.contains("bulkhead\ndocker-default (enforce)\nrefused\n"), "{text}");
     assert_eq!(once(&["--rm", IMAGE, "nosuch"]).status, 127);
     let tty = once(&["--rm", "-t", IMAGE, "sh", "-c", "tty; exit 3"]).expect(3).text();
     assert_eq!(tty.trim(), "/dev/pts/0");
     once(&["-d", "--name", "web", IMAGE, "sh", "-c", "echo begun; sleep 1000"]).ok();
     eventually("its output", || docker.run(&["logs", "web"]).text() == "begun\n");
     docker.run(&["exec", "web", "sh", "-c", "exit 9"]).expect(9);
+    let label = ["exec", "web", "cat", "/proc/self/attr/current"];
+    assert_eq!(docker.run(&label).ok(), "docker-default (enforce)");
     assert_eq!(docker.run(&["exec", "-t", "web", "tty"]).ok(), "/dev/pts/0");
     assert!(docker.run(&["top", "web"]).ok().contains("bulkhead-runtime"));
     docker.run(&["pause", "web"]).ok();

@@ -44,6 +44,7 @@ for controller in $(cat /sys/fs/cgroup/cgroup.controllers); do
     echo +$controller >/sys/fs/cgroup/cgroup.subtree_control
 done
 $bb mount -t bpf bpf /sys/fs/bpf 2>/dev/null
+$bb mount -t securityfs securityfs /sys/kernel/security || fail "no securityfs"
 $bb mount -t tracefs tracefs /sys/kernel/tracing 2>/dev/null
 $bb mount --make-rshared /
 

@@ -4,6 +4,7 @@
 //! The cases drive the installed programs as people do. They run as root where
 //! KVM is real: directly, or in the throw-away host (`cargo xtask test` decides).
 
+pub mod apparmor;
 pub mod background;
 pub mod bundle;
 pub mod children;

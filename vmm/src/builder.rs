@@ -155,9 +155,13 @@ pub fn build(
     let pio = pio_bus(&console, reporter)?;
     clock.lap("devices");
 
-    let online = (max_vcpus > config.vcpus).then_some(config.vcpus);
-    let line = cmdline::build(built.transports.len(), online, &config.cmdline)
-        .map_err(|error| at("kernel")(&error))?;
+    let line = cmdline::build(&cmdline::Words {
+        devices: built.transports.len(),
+        online: (max_vcpus > config.vcpus).then_some(config.vcpus),
+        apparmor: config.apparmor,
+        extra: &config.cmdline,
+    });
+    let line = line.map_err(|error| at("kernel")(&error))?;
     let entry = kernel::load(&ram, &mut kernel_file, &mut initrd, &line)
         .map_err(|error| at("kernel")(&error))?;
     mptable::write(&ram, max_vcpus).map_err(|error| at("kernel")(&error))?;

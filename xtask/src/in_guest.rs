@@ -79,7 +79,7 @@ fn build(tree: &Tree) -> Result<PathBuf> {
 fn boot(tree: &Tree, initramfs: &Path, options: &Options) -> Result<String> {
     let only = options.only.as_ref().map(|word| format!(" bulkhead.only={word}"));
     let append = format!(
-        "quiet earlyprintk=ttyS0,keep panic=-1 reboot=t maxcpus=1{}",
+        "quiet earlyprintk=ttyS0,keep panic=-1 reboot=t maxcpus=1 lsm=apparmor audit=0{}",
         only.unwrap_or_default()
     );
     let mut qemu = Command::new("timeout");

@@ -25,7 +25,7 @@ struct Package(&'static str, &'static [Group], &'static str);
 use Group::{Build, Demo, Test};
 
 /// Everything that is installed, and nothing else.
-const PACKAGES: [Package; 36] = [
+const PACKAGES: [Package; 37] = [
     Package("gcc", &[Build], "compiles the guest kernel, links our binaries"),
     Package("make", &[Build], "builds the guest kernel"),
     Package("libc6-dev", &[Build], "static glibc for the agent"),
@@ -57,6 +57,7 @@ const PACKAGES: [Package; 36] = [
     Package("buildah", &[Test], "another"),
     Package("docker.io", &[Test], "another"),
     Package("containerd", &[Test], "another, and docker's"),
+    Package("apparmor", &[Test], "compiles profiles, ours and the engines' default ones"),
     Package("golang-github-containers-common", &[Test], "podman's and buildah's configuration"),
     Package("systemd", &[Test], "makes cgroups for those engines, and is asked what it made"),
     Package("dbus", &[Test], "the bus to it"),

@@ -47,6 +47,7 @@ async fn build(agent: &Agent, create: &Create) -> Result<Container, AgentError> 
     let (plan, spec) = Plan::new(create).map_err(|error| invalid(&error))?;
     let linux = spec.linux().clone().unwrap_or_default();
     let resources = linux.resources().clone().unwrap_or_default();
+    agent.apparmor.load(&create.apparmor)?;
     // Before the process is there, whose mounts are a copy of ours.
     let volumes = agent.volumes.take(&create.volumes)?;
     let cgroup = Cgroup::create(&create.container, &resources).map_err(|error| failed(&error))?;

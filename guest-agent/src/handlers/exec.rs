@@ -33,6 +33,7 @@ pub async fn handle(agent: &Rc<Agent>, exec: Exec) -> Result<Return, AgentError>
     }
     container.reserve_exec(id)?;
     let reservation = Reservation { container: &container, id };
+    agent.apparmor.load(&exec.apparmor)?;
     let process = run(&container, &exec).await?;
     std::mem::forget(reservation);
     let pid = process.pid;
@@ -53,7 +54,8 @@ impl Drop for Reservation<'_> {
 
 async fn run(container: &Container, exec: &Exec) -> Result<Rc<Process>, AgentError> {
     let spec = ProcessSpec::deserialize(&exec.spec).map_err(|e| invalid(&PlanError::Json(e)))?;
-    let process = ProcessPlan::new(&spec, container.seccomp.as_ref(), &container.personality)
+    let (seccomp, personality) = (container.seccomp.as_ref(), &container.personality);
+    let process = ProcessPlan::new(&spec, seccomp, personality, &exec.apparmor)
         .map_err(|error| invalid(&error))?;
     if process.terminal.is_some() != exec.stdio.terminal {
         let message = "process.terminal: disagrees with the announced streams";

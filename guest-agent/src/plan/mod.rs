@@ -121,7 +121,8 @@ impl Plan {
         refuse::spec(&spec)?;
         let linux = spec.linux().clone().unwrap_or_default();
         let process = spec.process().as_ref().ok_or_else(|| field("process", "is missing"))?;
-        let process = ProcessPlan::new(process, linux.seccomp().as_ref(), linux.personality())?;
+        let seccomp = linux.seccomp().as_ref();
+        let process = ProcessPlan::new(process, seccomp, linux.personality(), &create.apparmor)?;
         if process.terminal.is_some() != create.stdio.terminal {
             return Err(field("process.terminal", "disagrees with the announced streams"));
         }

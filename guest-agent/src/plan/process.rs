@@ -4,9 +4,11 @@ use oci_spec::runtime::{
     Capabilities, IOPriorityClass, LinuxPersonality, LinuxPersonalityDomain, LinuxSchedulerFlag,
     LinuxSchedulerPolicy, LinuxSeccomp, PosixRlimitType, Process, Scheduler,
 };
+use protocol::apparmor::Policy;
 use serde::{Deserialize, Serialize};
 
 use super::{PlanError, field};
+use crate::apparmor;
 use crate::seccomp::{self, Filter};
 
 /// A process to execute.
@@ -36,6 +38,8 @@ pub struct ProcessPlan {
     pub no_new_privileges: bool,
     /// /proc/self/oom_score_adj.
     pub oom_score_adj: Option<i32>,
+    /// AppArmor profile from execve on.
+    pub apparmor: Option<String>,
     /// Compiled profile.
     pub seccomp: Option<Filter>,
     /// personality(2).
@@ -77,7 +81,8 @@ pub struct SchedulerPlan {
 }
 
 impl ProcessPlan {
-    /// Validates `process` with what `linux` says of it.
+    /// Validates `process` with what `linux` says of it, and the AppArmor profiles that
+    /// came along.
     ///
     /// # Errors
     /// Names the field.
@@ -85,6 +90,7 @@ impl ProcessPlan {
         process: &Process,
         seccomp: Option<&LinuxSeccomp>,
         personality: &Option<LinuxPersonality>,
+        policies: &[Policy],
     ) -> Result<Self, PlanError> {
         refuse(process)?;
         let args = process.args().clone().unwrap_or_default();
@@ -115,6 +121,7 @@ impl ProcessPlan {
             rlimits: rlimits(process)?,
             no_new_privileges: process.no_new_privileges().unwrap_or(false),
             oom_score_adj: process.oom_score_adj(),
+            apparmor: apparmor::profile(process.apparmor_profile().as_deref(), policies)?,
             seccomp: seccomp.map(seccomp::compile).transpose()?,
             personality: personality.as_ref().map(domain).transpose()?,
             io_priority: io_priority(process)?,
@@ -125,14 +132,6 @@ impl ProcessPlan {
 
 fn refuse(process: &Process) -> Result<(), PlanError> {
     let text = |text: &Option<String>| text.as_ref().is_some_and(|text| !text.is_empty());
-    // "unconfined" asks for nothing.
-    if text(process.apparmor_profile())
-        && process.apparmor_profile().as_deref() != Some("unconfined")
-    {
-        let reason = "the guest kernel has no AppArmor: the machine confines the container. \
-                      Tell the engine `--security-opt apparmor=unconfined`";
-        return Err(field("process.apparmorProfile", reason));
-    }
     if text(process.selinux_label()) {
         return Err(field("process.selinuxLabel", "the guest kernel has no SELinux"));
     }

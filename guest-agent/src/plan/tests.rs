@@ -34,6 +34,7 @@ fn create(change: impl FnOnce(&mut Value)) -> Create {
         descriptors: Vec::new(),
         state: serde_json::Value::Null,
         files: vec![SeedFile { path: "/etc/hosts".into(), contents: String::new() }],
+        apparmor: Vec::new(),
     }
 }
 

@@ -8,6 +8,7 @@
 //! groups, gid, uid     with KEEPCAPS, so that the permitted set survives
 //! capabilities         with CAP_SYS_ADMIN still there if seccomp needs it
 //! -- the go --
+//! AppArmor             for the execve; a filter might forbid to say so
 //! seccomp              without no_new_privs it needs CAP_SYS_ADMIN
 //! capabilities         as the specification says
 //! ```
@@ -22,6 +23,7 @@ use nix::unistd::{Gid, Uid, setgroups, setresgid, setresuid};
 use super::{Context, RoleError};
 use crate::plan::ProcessPlan;
 use crate::plan::process::CapabilitySets;
+use crate::sys::lsm;
 use crate::sys::process::{self, SchedAttr};
 
 /// Limits of process `pid` (0: this one) that only privilege can set.
@@ -75,6 +77,10 @@ pub fn assume(plan: &ProcessPlan) -> Result<(), RoleError> {
 /// Names the field.
 pub fn confine(plan: &ProcessPlan) -> Result<(), RoleError> {
     let sets = Sets::of(&plan.capabilities)?;
+    if let Some(profile) = &plan.apparmor {
+        lsm::change_on_exec(profile)
+            .context(|| format!("process.apparmorProfile: changing to {profile:?}"))?;
+    }
     if plan.no_new_privileges {
         prctl::set_no_new_privs().context(|| "setting process.noNewPrivileges".into())?;
         sets.apply()?;

@@ -5,6 +5,7 @@ pub mod bpf;
 pub mod clone;
 pub mod exec;
 pub mod link;
+pub mod lsm;
 pub mod mount;
 pub mod poll;
 pub mod port;

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use bulkhead_agent::kmsg;
 use bulkhead_agent::state::Agent;
 use protocol::agent::{Call, ErrorKind, Event, Message, Return, Stream};
+use protocol::apparmor::Policy;
 use protocol::machine::AddedMemory;
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -488,6 +489,12 @@ async fn bad_specifications(client: &Client) -> Outcome {
         ensure!(error.message.contains(word), "{word}: {error:?}");
         sleep(Duration::from_millis(50)).await;
     }
+    let mut config = spec(process(&["true"]));
+    config["process"]["apparmorProfile"] = json!("odd");
+    let mut odd = create("c", config, NONE);
+    odd.apparmor = vec![Policy { profile: "odd".into(), binary: b"no policy at all".to_vec() }];
+    let error = client.create(odd).await.unwrap_err();
+    ensure!(error.message.contains("does not take the policy of \"odd\""), "{error:?}");
     for id in ["", "..", "a/b", "a b", ".x"] {
         let error = client.create(create(id, spec(process(&["true"])), NONE)).await.unwrap_err();
         ensure!(error.kind == ErrorKind::Invalid, "{id:?}: {error:?}");

@@ -93,12 +93,14 @@ pub fn create(id: &str, spec: Value, stdio: Stdio) -> Create {
         descriptors: Vec::new(),
         state: serde_json::Value::Null,
         files: vec![SeedFile { path: "/etc/hosts".into(), contents: "127.0.0.1 box\n".into() }],
+        apparmor: Vec::new(),
     }
 }
 
 pub fn exec(id: &str, exec: &str, process: Value, stdio: Stdio) -> Exec {
-    let (descriptors, cgroup) = (Vec::new(), None);
-    Exec { process: name(id, Some(exec)), spec: process, stdio, descriptors, cgroup }
+    let (descriptors, cgroup, apparmor) = (Vec::new(), None, Vec::new());
+    let process_name = name(id, Some(exec));
+    Exec { process: process_name, spec: process, stdio, descriptors, cgroup, apparmor }
 }
 
 pub fn name(id: &str, exec: Option<&str>) -> ProcessId {

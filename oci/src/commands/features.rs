@@ -88,7 +88,7 @@ pub fn run() -> anyhow::Result<u8> {
                 ],
                 "archs": ["SCMP_ARCH_X86_64"],
             },
-            "apparmor": { "enabled": false },
+            "apparmor": { "enabled": true },
             "selinux": { "enabled": false },
             "intelRdt": { "enabled": false },
             "mountExtensions": { "idmap": { "enabled": false } },

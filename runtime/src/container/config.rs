@@ -122,6 +122,7 @@ impl ContainerConfig {
             descriptors: Vec::new(),
             state: serde_json::Value::Null,
             files: self.spec.files.clone(),
+            apparmor: Vec::new(),
         }
     }
 

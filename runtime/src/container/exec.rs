@@ -47,8 +47,14 @@ impl Container {
         let name = id::random::<8>().map_err(ContainerError::io("/dev/urandom"))?;
         let process = ProcessId { container: self.id().into(), exec: Some(id::hex(&name)) };
         let stdio = options.stdio.announced();
-        let (descriptors, cgroup) = (Vec::new(), None);
-        let exec = Exec { process: process.clone(), spec, stdio, descriptors, cgroup };
+        let exec = Exec {
+            process: process.clone(),
+            spec,
+            stdio,
+            descriptors: Vec::new(),
+            cgroup: None,
+            apparmor: Vec::new(),
+        };
         agent.order(Call::Exec(Box::new(exec))).await?;
         if options.detach {
             return Ok(0);

@@ -180,6 +180,8 @@ async fn build(
         max_vcpus: config.shape.vcpus,
         shares: config.shares(&container.rw_dir()),
         cmdline: Vec::new(),
+        // No profile is ever named here.
+        apparmor: false,
         boot_timeout: boot_timeout(),
     };
     let mut sandbox = Sandbox::launch(&sandbox, &assets).await?;

@@ -19,7 +19,7 @@ use super::handshake::{Channel, Word};
 use super::monitor::{Fate, join_cgroup, lead_session, leave_stdio, stdio};
 use super::preserved::Preserved;
 use super::store::{Container, Live, Root, Status};
-use super::{OciError, console};
+use super::{OciError, apparmor, console};
 use crate::agent::{Agent, AgentError};
 use crate::container::chain;
 use crate::files::FileError;
@@ -208,15 +208,22 @@ impl Attended {
     async fn begin(
         container: &Container,
         name: String,
-        Order { process: spec, cgroup }: Order,
+        Order { process: mut spec, cgroup }: Order,
         stdio: HostStdio,
         terminal: Option<RawTerminal>,
     ) -> Result<Attended, OciError> {
+        // As runc: a process that names no profile has the container's.
+        if let Some(profile) = container.record.plan.apparmor_profile()
+            && spec["apparmorProfile"].as_str().is_none_or(str::is_empty)
+        {
+            spec["apparmorProfile"] = profile.into();
+        }
         let signals = Caught::begin().map_err(OciError::io("signals"))?;
         let agent = Agent::connect(&container.machine_dir()).await?;
         let process = ProcessId { container: container.id().to_owned(), exec: Some(name) };
         let exec = Exec {
             process: process.clone(),
+            apparmor: apparmor::policies(spec["apparmorProfile"].as_str())?,
             spec,
             stdio: stdio.announced(),
             descriptors: stdio.announced_descriptors(),

@@ -21,6 +21,7 @@
 //!
 //! The monitor is the process whose pid engines know, wait for and signal.
 
+mod apparmor;
 pub mod bundle;
 pub mod cgroup;
 pub mod console;

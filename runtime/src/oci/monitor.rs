@@ -9,11 +9,12 @@ use std::time::Duration;
 
 use nix::sched::{CloneFlags, setns, unshare};
 use protocol::agent::{Call, Event, Exit, ProcessId, Return};
+use protocol::apparmor::Policy;
 
 use super::create::Inherited;
 use super::handshake::{Built, Channel, Word};
 use super::store::{Container, Ended, MonitorLock, Root};
-use super::{OciError, console, view};
+use super::{OciError, apparmor, console, view};
 use crate::agent::{Agent, AgentError};
 use crate::container::chain;
 use crate::sandbox::assets::{Assets, OpenAssets};
@@ -52,7 +53,7 @@ pub fn run(root: &Root, id: &str, uids: &Path, inherited: Inherited) -> Result<F
     let mut channel = Channel::new(socket);
     let container = root.find(id)?;
     let alive = container.become_monitor()?;
-    let (stdio, assets) = match open(&container, console) {
+    let opened = match open(&container, console) {
         Ok(opened) => opened,
         Err(error) => {
             channel.say(&Word::Failed(chain(&error)));
@@ -76,7 +77,7 @@ pub fn run(root: &Root, id: &str, uids: &Path, inherited: Inherited) -> Result<F
     let (asks, asked) = std::sync::mpsc::channel();
     std::thread::scope(|scope| {
         let show = Show(asks);
-        let begin = Begin { stdio, descriptors, uids, assets, show };
+        let begin = Begin { opened, descriptors, uids, show };
         let worker = scope.spawn(|| work(&container, alive, channel, begin));
         if let Ok(Asked(answer)) = asked.recv() {
             let _ = answer.send(view::enter(&container.record.plan));
@@ -137,8 +138,13 @@ pub(super) fn leave_stdio() -> Result<(), OciError> {
     leave().map_err(OciError::io("/dev/null"))
 }
 
-/// Streams, with their terminal, and what a machine of its own is made of.
-type Opened = ((HostStdio, Option<RawTerminal>), Option<OpenAssets>);
+/// What a monitor opens before all else.
+struct Opened {
+    stdio: (HostStdio, Option<RawTerminal>),
+    /// What a machine is made of; none in one that it joins.
+    assets: Option<OpenAssets>,
+    apparmor: Vec<Policy>,
+}
 
 /// Opens all devices, before this process is in the container's cgroup: podman's of a
 /// pod forbids them.
@@ -152,7 +158,8 @@ fn open(container: &Container, console: Option<UnixStream>) -> Result<Opened, Oc
             Some(assets.map_err(LaunchError::from)?)
         }
     };
-    Ok((stdio(console)?, assets))
+    let apparmor = apparmor::policies(container.record.plan.apparmor_profile())?;
+    Ok(Opened { stdio: stdio(console)?, assets, apparmor })
 }
 
 /// A terminal is a session's.
@@ -197,11 +204,9 @@ pub(super) fn join_cgroup(path: &Path) -> Result<(), OciError> {
 
 /// What a monitor begins with, beside the container.
 struct Begin<'a> {
-    stdio: (HostStdio, Option<RawTerminal>),
+    opened: Opened,
     descriptors: Vec<OwnedFd>,
     uids: &'a Path,
-    /// None in a machine that it joins.
-    assets: Option<OpenAssets>,
     show: Show,
 }
 
@@ -234,6 +239,7 @@ impl Machine {
             max_vcpus: plan.max_vcpus,
             shares: plan.shares.clone(),
             cmdline: Vec::new(),
+            apparmor: apparmor::enabled(),
             boot_timeout: boot_timeout(),
         };
         let mut sandbox = Sandbox::launch(&config, &assets).await?;
@@ -324,14 +330,15 @@ impl<'a> Monitor<'a> {
         alive: MonitorLock,
         begin: Begin<'_>,
     ) -> Result<(Monitor<'a>, Built), OciError> {
-        let Begin { stdio: (stdio, terminal), descriptors, uids, assets, show } = begin;
+        let Begin { opened, descriptors, uids, show } = begin;
+        let Opened { stdio: (stdio, terminal), assets, apparmor } = opened;
         let plan = &container.record.plan;
         let signals = Caught::begin().map_err(OciError::io("signals"))?;
         // Before the machine is begun, which takes longer.
         let descriptors = descriptors::all(descriptors)?;
         let mut machine = Machine::begin(container, uids, assets).await?;
         let stdio = HostStdio { descriptors, ..stdio };
-        let create = plan.create_call(container.id(), machine.prefix(), &stdio);
+        let create = plan.create_call(container.id(), machine.prefix(), &stdio, apparmor);
         let built = async {
             let Return::Pid(pid) = machine.agent().call(Call::Create(Box::new(create))).await?
             else {

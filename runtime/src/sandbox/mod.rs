@@ -68,6 +68,8 @@ pub struct SandboxConfig {
     pub shares: Vec<ShareConfig>,
     /// Words added to the kernel's command line.
     pub cmdline: Vec<String>,
+    /// Whether the guest's kernel has AppArmor.
+    pub apparmor: bool,
     /// Longest time from the start of the VMM to the agent's first message.
     pub boot_timeout: Duration,
 }
@@ -329,6 +331,7 @@ fn describe(
         shares: Vec::new(),
         disks: Vec::new(),
         balloon: true,
+        apparmor: config.apparmor,
     };
     for (slot, fd) in [
         (&mut machine.kvm, assets.kvm.as_fd()),

@@ -2,7 +2,7 @@
 //!
 //! What an option does not say is as docker has it, with two differences: there
 //! is no seccomp profile, since the machine is the wall and the kernel behind it
-//! is the container's own; and there is no AppArmor or SELinux in the guest.
+//! is the container's own; and no AppArmor profile, for the same reason.
 
 pub mod caps;
 mod defaults;

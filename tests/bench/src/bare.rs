@@ -38,6 +38,7 @@ pub fn boot(options: &Options) -> Result<f64> {
         max_vcpus: shape.vcpus,
         shares: Vec::new(),
         cmdline: options.cmdline.clone(),
+        apparmor: false,
         boot_timeout: Duration::from_secs(60),
     };
     let mut timings = LaunchTimings::default();

@@ -1,9 +1,10 @@
 //! The OCI command line. Each case is written from the specification and runs with
 //! runc and with ours, so that every difference is seen.
 
+mod apparmor;
 mod fields;
-mod killed;
 mod growth;
+mod killed;
 mod lifecycle;
 mod pods;
 mod processes;

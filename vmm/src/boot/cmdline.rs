@@ -30,11 +30,17 @@ const BASE: &[&str] = &[
     // guest's memory was out on a report at times, and a process that asked for some
     // was killed. 10 is the largest: what is taken is what was seen to be free.
     "page_reporting.page_reporting_order=10",
+    // AppArmor brings the audit subsystem along, whose records nobody in here reads:
+    // no thread for it, no socket.
+    "audit=0",
     // There is no PCI, no ACPI and no i8042 behind the ports.
     "pci=off",
     // PID 1.
     "rdinit=/init",
 ];
+
+/// Enables AppArmor, which is built in and off: CONFIG_LSM of the guest's kernel is empty.
+const APPARMOR: &str = "lsm=apparmor";
 
 /// Why there is no command line.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
@@ -47,12 +53,25 @@ pub enum CmdlineError {
     Character(String),
 }
 
-/// The command line for `devices` virtio-mmio devices and `extra` words. `online` is how
-/// many of the MP table's CPUs there are, when the others are to come later.
+/// What of the command line depends on the machine.
+#[derive(Debug, Default)]
+pub struct Words<'a> {
+    /// How many virtio-mmio devices there are.
+    pub devices: usize,
+    /// How many of the MP table's CPUs are online, when the others are to come later.
+    pub online: Option<u8>,
+    /// Whether AppArmor is wanted.
+    pub apparmor: bool,
+    /// Further words.
+    pub extra: &'a [String],
+}
+
+/// The command line.
 ///
 /// # Errors
 /// When it is too long or holds what the kernel cannot read.
-pub fn build(devices: usize, online: Option<u8>, extra: &[String]) -> Result<String, CmdlineError> {
+pub fn build(machine: &Words) -> Result<String, CmdlineError> {
+    let Words { devices, online, apparmor, extra } = *machine;
     let mut words: Vec<String> = BASE.iter().map(|word| (*word).to_owned()).collect();
     // The kernel would wait seconds for each of the others.
     words.extend(online.map(|count| format!("maxcpus={count}")));
@@ -60,6 +79,7 @@ pub fn build(devices: usize, online: Option<u8>, extra: &[String]) -> Result<Str
         let (address, irq) = device_slot(index);
         words.push(format!("virtio_mmio.device=4K@{address:#x}:{irq}"));
     }
+    words.extend(apparmor.then(|| APPARMOR.to_owned()));
     words.extend_from_slice(extra);
     for word in &words {
         if !word.bytes().all(|byte| (0x20..0x7f).contains(&byte)) {
@@ -84,16 +104,21 @@ mod tests {
 
     #[test]
     fn devices_are_announced() {
-        let line = build(2, Some(3), &["initcall_debug".into()]).unwrap();
+        let extra = ["initcall_debug".to_owned()];
+        let words = Words { devices: 2, online: Some(3), apparmor: false, extra: &extra };
+        let line = build(&words).unwrap();
         assert!(line.contains("virtio_mmio.device=4K@0xd0000000:5"));
         assert!(line.contains("virtio_mmio.device=4K@0xd0001000:6"));
         assert!(line.contains(" maxcpus=3 ") && line.ends_with("initcall_debug"));
-        assert!(!build(2, None, &[]).unwrap().contains("maxcpus"));
+        assert!(!line.contains("lsm="));
+        let line = build(&Words { apparmor: true, ..Words::default() }).unwrap();
+        assert!(line.ends_with(" lsm=apparmor") && !line.contains("maxcpus"));
     }
 
     #[test]
     fn what_the_kernel_cannot_read_is_refused() {
-        assert!(matches!(build(0, None, &["x".repeat(4096)]), Err(CmdlineError::TooLong(_))));
-        assert!(matches!(build(0, None, &["a\nb".into()]), Err(CmdlineError::Character(_))));
+        let with = |word: String| build(&Words { extra: &[word], ..Words::default() });
+        assert!(matches!(with("x".repeat(4096)), Err(CmdlineError::TooLong(_))));
+        assert!(matches!(with("a\nb".into()), Err(CmdlineError::Character(_))));
     }
 }

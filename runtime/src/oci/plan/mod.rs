@@ -15,6 +15,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use protocol::agent::{Create, MemoryVolume, Rootfs, Upper};
+use protocol::apparmor::Policy;
 use protocol::machine::ShareKind;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -177,6 +178,11 @@ impl Plan {
         })
     }
 
+    /// The AppArmor profile of its process.
+    pub fn apparmor_profile(&self) -> Option<&str> {
+        self.spec["process"]["apparmorProfile"].as_str()
+    }
+
     /// A share that refuses writes has no room for mount points: they are in memory.
     fn root(&self, path: String) -> Rootfs {
         match self.shares.first() {
@@ -189,7 +195,13 @@ impl Plan {
 
     /// The call that builds the container in the guest, where `prefix` precedes the
     /// names of its shares in a machine that it joined.
-    pub fn create_call(&self, id: &str, prefix: Option<&str>, host: &HostStdio) -> Create {
+    pub fn create_call(
+        &self,
+        id: &str,
+        prefix: Option<&str>,
+        host: &HostStdio,
+        apparmor: Vec<Policy>,
+    ) -> Create {
         let place = |path: &str| match (prefix, path.split_once('/')) {
             (Some(prefix), Some((kind, name))) if kind != MEMORY => {
                 format!("{kind}/{prefix}-{name}")
@@ -206,6 +218,7 @@ impl Plan {
             descriptors: host.announced_descriptors(),
             state: self.state.clone(),
             files: Vec::new(),
+            apparmor,
         }
     }
 }
