@@ -140,8 +140,12 @@ fn names(plan: &Plan) -> Result<(), RoleError> {
 /// act on the namespaces of the one who writes.
 fn sysctl(plan: &Plan) -> Result<(), RoleError> {
     plan.sysctl.iter().try_for_each(|(path, value)| {
-        std::fs::write(Path::new("/proc/sys").join(path), value)
-            .context(|| format!("setting linux.sysctl {path} to {value:?}"))
+        let written = match path.as_str() {
+            // The file is for root of the machine alone, the call is not.
+            "kernel/domainname" => crate::sys::process::set_domain_name(value).map_err(Into::into),
+            _ => std::fs::write(Path::new("/proc/sys").join(path), value),
+        };
+        written.context(|| format!("setting linux.sysctl {path} to {value:?}"))
     })
 }
 
