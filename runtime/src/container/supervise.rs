@@ -18,6 +18,7 @@ use super::state::Machine;
 use super::{Container, ContainerError, State, chain};
 use crate::agent::AgentError;
 use crate::sandbox::assets::Assets;
+use crate::sandbox::ids::Both;
 use crate::sandbox::{
     CgroupConfig, LaunchError, LaunchTimings, Sandbox, SandboxConfig, boot_timeout,
 };
@@ -178,6 +179,7 @@ async fn build(
         cgroup: CgroupConfig::of(&config.id, &config.shape),
         shape: config.shape,
         max_vcpus: config.shape.vcpus,
+        ids: Both::default(),
         shares: config.shares(&container.rw_dir()),
         cmdline: Vec::new(),
         // No profile is ever named here.

@@ -227,7 +227,8 @@ impl Machine {
         let plan = &container.record.plan;
         let Some(assets) = assets else {
             let directory = container.machine_dir();
-            let membership = Membership::begin(&directory, container.id(), &plan.shares)?;
+            let id = container.id();
+            let membership = Membership::begin(&directory, id, &plan.ids, &plan.shares)?;
             return Ok(Machine::Joined { agent: Agent::connect(&directory).await?, membership });
         };
         let config = SandboxConfig {
@@ -237,6 +238,7 @@ impl Machine {
             cgroup: CgroupConfig { path: container.machine_cgroup(), limits: Vec::new() },
             shape: plan.shape,
             max_vcpus: plan.max_vcpus,
+            ids: plan.ids.clone(),
             shares: plan.shares.clone(),
             cmdline: Vec::new(),
             apparmor: apparmor::enabled(),

@@ -8,6 +8,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use runtime::limits::{Bytes, Limits, Shape};
 use runtime::sandbox::assets::Assets;
+use runtime::sandbox::ids::Both;
 use runtime::sandbox::{CgroupConfig, LaunchTimings, Sandbox, SandboxConfig};
 
 /// Options of `boot`.
@@ -36,6 +37,7 @@ pub fn boot(options: &Options) -> Result<f64> {
         uids: directory.path().join("uids"),
         shape,
         max_vcpus: shape.vcpus,
+        ids: Both::default(),
         shares: Vec::new(),
         cmdline: options.cmdline.clone(),
         apparmor: false,

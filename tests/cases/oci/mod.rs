@@ -9,6 +9,7 @@ mod lifecycle;
 mod pods;
 mod processes;
 mod systemd;
+mod users;
 
 /// A case for both runtimes.
 macro_rules! both {
