@@ -224,8 +224,11 @@ fn io_max(value: &str) -> Result<Vec<Property>, &'static str> {
     pairs.iter().map(property).collect()
 }
 
+/// A device's number, and the limits that hold for it.
+type Device<'a> = (String, Vec<(&'a str, &'a str)>);
+
 /// Path and `KEY=VALUE` pairs of `MAJOR:MINOR KEY=VALUE...`.
-fn device(value: &str) -> Result<(String, Vec<(&str, &str)>), &'static str> {
+fn device(value: &str) -> Result<Device<'_>, &'static str> {
     let mut words = value.split_whitespace();
     let path = path(words.next().unwrap_or_default())?;
     let pairs = words.map(|word| word.split_once('=').ok_or("a value is KEY=VALUE"));

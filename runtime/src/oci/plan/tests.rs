@@ -214,7 +214,7 @@ fn a_joined_user_namespace_has_its_owners_ids() {
         ],
         "uidMappings": dummy, "gidMappings": dummy,
     }})));
-    let plan = Plan::new("c1", &bundle.unwrap(), &neighbour).unwrap();
+    let plan = Plan::new("c1", &bundle.unwrap(), false, &neighbour).unwrap();
     assert_eq!(plan.shares[0].ids, ShareIds::User(mappings.clone()));
     assert_eq!(plan.spec["linux"]["namespaces"][0]["path"], "/proc/42/ns/user");
     assert_eq!(plan.spec["linux"].get("uidMappings"), None);
