@@ -4,6 +4,7 @@
 //! ```text
 //! /sys/fs/cgroup/systemd-PID-N     root of a cgroup namespace, and of what is below:
 //!   init.scope                     systemd, first process of a pid namespace
+//!   cases                          what a case does, where systemd may take it from
 //!   system.slice, ...              what it makes
 //! ```
 //!
@@ -16,6 +17,9 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use crate::bundle::Bundle;
 use crate::program::{Finished, eventually, run};
+
+/// Carries out a command line in a cgroup.
+const JOIN: &str = "echo $$ > \"$0\"/cgroup.procs; exec \"$@\"";
 
 /// What becomes systemd, in its namespaces.
 const FIRST: &str = r#"
@@ -63,12 +67,13 @@ impl Systemd {
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let name = format!("systemd-{}-{number}", std::process::id());
         let cgroup = Path::new("/sys/fs/cgroup").join(name);
-        std::fs::create_dir(&cgroup).expect("a cgroup");
-        let script = "echo $$ > \"$1\"/cgroup.procs; shift; exec \"$@\"";
-        let namespaces = ["--mount", "--pid", "--cgroup", "--ipc", "--mount-proc"];
+        std::fs::create_dir_all(cgroup.join("cases")).expect("a cgroup");
+        let cases = cgroup.join("cases");
         let mut command = Command::new("bash");
-        command.args(["-c", script, "bash"]).arg(&cgroup).arg("unshare").args(namespaces);
-        command.args(["--fork", "--kill-child", "bash", "-c", FIRST]);
+        command.args(["-c", JOIN]).arg(&cases).args(["unshare", "--mount", "--pid", "--ipc"]);
+        command.args(["--mount-proc", "--fork", "--kill-child", "bash", "-c", JOIN]).arg(&cgroup);
+        // Alone in its root: controllers are not given to children beside processes.
+        command.args(["unshare", "--cgroup", "bash", "-c", FIRST]);
         let unshare = command.stdin(Stdio::null()).spawn().expect("bash and unshare");
         let mut systemd = Systemd { unshare, first: 0, cgroup };
         eventually("systemd's socket", || systemd.is_up());
@@ -88,7 +93,9 @@ impl Systemd {
     pub fn words(&self, directory: &Path) -> Vec<String> {
         let first = self.first.to_string();
         let enter = ["nsenter", "--target", &first, "--mount", "--pid", "--cgroup", "--ipc"];
-        let mut words: Vec<String> = enter.map(str::to_owned).into();
+        let cases = self.cgroup.join("cases").display().to_string();
+        let mut words = ["bash", "-c", JOIN, &cases].map(str::to_owned).to_vec();
+        words.extend(enter.map(str::to_owned));
         words.extend(["env".to_owned(), "-C".to_owned(), directory.display().to_string()]);
         words
     }

@@ -1,8 +1,8 @@
 //! Calls to systemd's manager, see org.freedesktop.systemd1(5).
 //!
-//! By its own socket first, as systemctl does for root: there is no bus daemon
-//! between, that could be missing, be restarted, or not be there yet. The bus is for
-//! those who have only that, such as a container that was given its socket.
+//! By the system bus, as runc does. systemd's own socket (/run/systemd/private, which
+//! systemctl takes for root) would need no bus daemon, but what comes from it has the
+//! sender `org.freedesktop.systemd1`, which is no unique name, and which zbus refuses.
 
 use std::future::Future;
 use std::path::Path;
@@ -22,8 +22,6 @@ use super::{SystemdError, Unit};
 
 /// Is there where systemd is the init, see sd_booted(3).
 pub(super) const BOOTED: &str = "/run/systemd/system";
-/// systemd's own socket, for root.
-pub(super) const PRIVATE: &str = "/run/systemd/private";
 const NAME: &str = "org.freedesktop.systemd1";
 const PATH: &str = "/org/freedesktop/systemd1";
 const MANAGER: &str = "org.freedesktop.systemd1.Manager";
@@ -53,18 +51,10 @@ impl Bus {
         if !Path::new(BOOTED).is_dir() {
             return Err(SystemdError::Absent);
         }
-        let bounded = async |builder: Builder<'_>| {
-            let late = || Error::from(std::io::Error::from(std::io::ErrorKind::TimedOut));
-            tokio::time::timeout(LIMIT, builder.build()).await.unwrap_or_else(|_| Err(late()))
-        };
-        let own = format!("unix:path={PRIVATE}");
-        match bounded(Builder::address(own.as_str()).p2p()).await {
-            Ok(connection) => Ok(Bus::over(connection, LIMIT)),
-            Err(source) => match bounded(Builder::system()).await {
-                Ok(connection) => Ok(Bus::over(connection, LIMIT)),
-                Err(bus) => Err(SystemdError::Unreachable { source, bus }),
-            },
-        }
+        let late = || Error::from(std::io::Error::from(std::io::ErrorKind::TimedOut));
+        let built = tokio::time::timeout(LIMIT, Builder::system().build()).await;
+        let connection = built.unwrap_or_else(|_| Err(late()));
+        Ok(Bus::over(connection.map_err(SystemdError::Unreachable)?, LIMIT))
     }
 
     pub(super) fn over(connection: Connection, limit: Duration) -> Bus {

@@ -33,14 +33,12 @@ pub enum SystemdError {
         bus::BOOTED
     )]
     Absent,
-    /// It does not take a connection.
-    #[error("cannot reach systemd by {}, nor by the system bus ({bus})", bus::PRIVATE)]
-    Unreachable {
-        /// Why not by its own socket.
-        source: zbus::Error,
-        /// Why not by the bus.
-        bus: zbus::Error,
-    },
+    /// The way to it does not work.
+    #[error(
+        "cannot reach systemd by the system bus (/run/dbus/system_bus_socket, unless \
+         DBUS_SYSTEM_BUS_ADDRESS says otherwise): dbus-daemon or dbus-broker must run"
+    )]
+    Unreachable(#[source] zbus::Error),
     /// It refuses.
     #[error("systemd does not {what} the unit {unit}")]
     Refused {

@@ -101,9 +101,13 @@ both!(a_scope_holds_the_container, |runtime| {
 both!(scopes_that_ended_badly_are_no_obstacle, |runtime| {
     let systemd = Systemd::start();
     let (bundle, scope, cgroup) = in_scope(&systemd, runtime, "sleep 1000");
-    let fails = "systemd-run --scope -p RuntimeMaxSec=1 --unit";
-    systemd.script(&format!("{fails} {scope} sleep 1000 || true")).ok();
-    assert_eq!(systemd.property(&scope, "ActiveState"), "failed");
+    // runc 1.1 takes a failed scope for its own, and goes on outside of it; later ones
+    // forget it first, as ours does.
+    if runtime == OURS {
+        let fails = "systemd-run --scope -p RuntimeMaxSec=1 --unit";
+        systemd.script(&format!("{fails} {scope} sleep 1000 || true")).ok();
+        assert_eq!(systemd.property(&scope, "ActiveState"), "failed");
+    }
     let pid = bundle.create();
     bundle.verb(&["start", &bundle.id]).ok();
     assert_eq!(systemd.property(&scope, "ActiveState"), "active");
@@ -142,11 +146,13 @@ both!(paths_and_their_defaults, |runtime| {
     bundle.verb(&["delete", &bundle.id]).ok();
     let cgroup = format!("system.slice/{scope}");
     assert!(forgotten(&systemd, &scope, &cgroup));
-    // By the bus alone.
-    systemd.script("rm /run/systemd/private").ok();
+    // In the foreground, to its end.
     assert_eq!(bundle.run().status, 5);
-    systemd.script("busctl status org.freedesktop.systemd1").ok();
-    assert!(!systemd.cgroup(&cgroup).exists());
+    assert!(forgotten(&systemd, &scope, &cgroup));
+    // Without a bus there is a word for it. (runc takes another way then.)
+    systemd.script("systemctl stop dbus.socket dbus.service").ok();
+    let failed = bundle.verb(&["create", &bundle.id]);
+    assert!(runtime == RUNC || failed.stderr.contains("system bus"), "{}", failed.stderr);
 });
 
 #[test]
