@@ -78,8 +78,10 @@ fn build(tree: &Tree) -> Result<PathBuf> {
 
 fn boot(tree: &Tree, initramfs: &Path, options: &Options) -> Result<String> {
     let only = options.only.as_ref().map(|word| format!(" bulkhead.only={word}"));
-    let append =
-        format!("quiet earlyprintk=ttyS0,keep panic=-1 reboot=t lsm=apparmor audit=0{}", only.unwrap_or_default());
+    let append = format!(
+        "quiet earlyprintk=ttyS0,keep panic=-1 reboot=t lsm=apparmor audit=0{}",
+        only.unwrap_or_default()
+    );
     let mut qemu = Command::new("timeout");
     qemu.args(["--kill-after=5", LIMIT, "qemu-system-x86_64"])
         .args(["-M", "microvm,x-option-roms=off,isa-serial=on,rtc=off", "-cpu", "max"])
