@@ -40,14 +40,12 @@ fn podman_maps_ids() {
     assert!(changes.contains("A /made") && changes.contains("D /bin/vi"), "{changes}");
     podman.run(&["commit", "-q", "box", "changed"]).ok();
     podman.run(&["rm", "-f", "-t", "0", "box"]).ok();
-    // What it wrote is the image's, whatever ids another container has.
-    let once = |more: &[&str]| {
-        let script = "stat -c %u:%g /made; test -e /bin/vi || echo gone";
-        let words = [&["run", "--rm"], more, &["changed", "sh", "-c", script]];
-        podman.run(&words.concat()).ok()
-    };
-    assert_eq!(once(&mapped), "8:9\ngone");
-    assert_eq!(once(&["--network", "none"]), "8:9\ngone");
+    // Owners are as on the disk in there: podman 4.3 maps none of them back, whoever the
+    // runtime is.
+    let words = [&["run", "--rm"], &mapped[..], &["changed", "sh", "-c"]].concat();
+    let script =
+        "test -e /made && echo kept; test -e /bin/vi || echo gone; stat -c %u /bin/busybox";
+    assert_eq!(podman.run(&[&words[..], &[script]].concat()).ok(), "kept\ngone\n0");
     let idmapped = format!("{bind}:idmap");
     let words = ["run", "--rm", "--network", "none", "--uidmap", "0:200000:200000"];
     let refused = podman.run(&[&words[..], &[IMAGE, "true"]].concat());

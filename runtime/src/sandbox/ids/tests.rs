@@ -57,9 +57,9 @@ fn a_mount_maps_only_what_it_names() {
 
 #[test]
 fn what_the_kernel_would_not_take_is_told() {
-    let many: Vec<_> = (0..200).map(|n| (100_000 + 2 * n, 1)).collect();
+    let many: Vec<_> = (0..300).map(|n| (100_000 + 2 * n, 1)).collect();
     let error = High::of(many).unwrap().map(FIRST).lines().unwrap_err();
-    assert_eq!(error, IdsError::TooLong(201));
+    assert_eq!(error, IdsError::TooLong(301));
 }
 
 /// Mappings that overlap on neither side, up to 65536 ids in all.
