@@ -99,7 +99,7 @@ pub enum OciError {
     Cgroup(#[from] crate::sandbox::cgroup::CgroupError),
     /// The cgroup, where systemd manages it.
     #[error(transparent)]
-    Systemd(#[from] crate::systemd::SystemdError),
+    Systemd(Box<crate::systemd::SystemdError>),
     /// The sandbox does not start.
     #[error(transparent)]
     Launch(#[from] crate::sandbox::LaunchError),
@@ -146,6 +146,13 @@ pub enum OciError {
     /// A file.
     #[error(transparent)]
     File(#[from] crate::files::FileError),
+}
+
+// Boxed: it is much larger than the others.
+impl From<crate::systemd::SystemdError> for OciError {
+    fn from(error: crate::systemd::SystemdError) -> OciError {
+        OciError::Systemd(Box::new(error))
+    }
 }
 
 impl OciError {
