@@ -208,16 +208,10 @@ impl Attended {
     async fn begin(
         container: &Container,
         name: String,
-        Order { process: mut spec, cgroup }: Order,
+        Order { process: spec, cgroup }: Order,
         stdio: HostStdio,
         terminal: Option<RawTerminal>,
     ) -> Result<Attended, OciError> {
-        // As runc: a process that names no profile has the container's.
-        if let Some(profile) = container.record.plan.apparmor_profile()
-            && spec["apparmorProfile"].as_str().is_none_or(str::is_empty)
-        {
-            spec["apparmorProfile"] = profile.into();
-        }
         let signals = Caught::begin().map_err(OciError::io("signals"))?;
         let agent = Agent::connect(&container.machine_dir()).await?;
         let process = ProcessId { container: container.id().to_owned(), exec: Some(name) };
