@@ -11,6 +11,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::rc::{Rc, Weak};
 
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::sys::stat::{Mode, fchmod};
 use nix::unistd::{pipe2, read, write};
 use protocol::agent::{AgentError, ErrorKind, Stdio, Stream};
 use tokio::io::unix::AsyncFd;
@@ -94,6 +95,8 @@ impl Streams {
     pub fn pipe(&self, stream: Stream, way: Way) -> Result<OwnedFd> {
         let (reader, writer) = pipe2(OFlag::O_CLOEXEC)?;
         let (ours, theirs) = if way == Way::In { (writer, reader) } else { (reader, writer) };
+        // Whoever the process is, it may open it again as /dev/stdout.
+        fchmod(&theirs, Mode::from_bits_truncate(0o666))?;
         self.insert(stream, way, ours)?;
         Ok(theirs)
     }

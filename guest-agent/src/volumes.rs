@@ -68,7 +68,11 @@ fn make(volume: &MemoryVolume) -> Result<Volume, AgentError> {
     let mount = || {
         let tmpfs = Context::new("tmpfs")?;
         tmpfs.set("mode", Some("1777"))?;
-        tmpfs.set("size", Some(&volume.size.to_string()))?;
+        for (option, value) in
+            [("size", volume.size), ("uid", volume.uid.into()), ("gid", volume.gid.into())]
+        {
+            tmpfs.set(option, Some(&value.to_string()))?;
+        }
         let safe = libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV | libc::MOUNT_ATTR_NOEXEC;
         tmpfs.mount(safe)?.attach_at(&path)
     };

@@ -193,6 +193,12 @@ pub struct MemoryVolume {
     pub name: String,
     /// Its limit in bytes, where it is not there yet.
     pub size: u64,
+    /// Owner, in the same case.
+    #[serde(default)]
+    pub uid: u32,
+    /// Group, in the same case.
+    #[serde(default)]
+    pub gid: u32,
 }
 
 /// A small file that the agent bind-mounts over a path of the root file system.

@@ -9,6 +9,8 @@ use bulkhead_tests::program::{eventually, feed, run};
 use bulkhead_tests::turn::shared;
 use bulkhead_tests::{Finished, script};
 
+mod users;
+
 const IMAGE: &str = "small";
 
 /// A directory on a disk for an engine's state, removed at the end.

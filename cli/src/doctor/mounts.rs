@@ -44,7 +44,8 @@ fn held() -> std::io::Result<Held> {
 }
 
 fn attempt(held: &Held, directory: &std::path::Path) -> Finding {
-    let userns = held.map_ids(uids::FIRST, uids::RANGE).and_then(|()| held.user_namespace());
+    let map = format!("0 {} {}\n", uids::FIRST, uids::RANGE);
+    let userns = held.map_ids(&map, &map).and_then(|()| held.user_namespace());
     let userns = match userns {
         Ok(userns) => userns,
         Err(error) => {

@@ -1,6 +1,7 @@
 //! Create: builds a container up to the point where only execve is missing.
 
 use std::os::fd::AsFd;
+use std::path::Path;
 use std::rc::Rc;
 
 use nix::errno::Errno;
@@ -49,6 +50,10 @@ async fn build(agent: &Agent, create: &Create) -> Result<Container, AgentError> 
     let resources = linux.resources().clone().unwrap_or_default();
     // Before the process is there, whose mounts are a copy of ours.
     let volumes = agent.volumes.take(&create.volumes)?;
+    for (path, value) in &plan.network_sysctl {
+        std::fs::write(Path::new("/proc/sys").join(path), value)
+            .system(|| format!("setting linux.sysctl {path} to {value:?}"))?;
+    }
     let cgroup = Cgroup::create(&create.container, &resources).map_err(|error| failed(&error))?;
     let cgroup = Rc::new(cgroup);
     let mut unfinished = Unfinished(Some(cgroup.clone()));

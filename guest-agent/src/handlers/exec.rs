@@ -13,7 +13,7 @@ use crate::error::{SystemContext, error};
 use crate::plan::{PlanError, ProcessPlan};
 use crate::roles::channel::FromRole;
 use crate::roles::{self, exec::ExecPlan};
-use crate::spawn::{Spawned, Start, spawn};
+use crate::spawn::{Spawned, Start, pid_of, spawn};
 use crate::state::{Agent, Container, Process};
 use crate::stdio::{Streams, Way};
 
@@ -123,15 +123,4 @@ async fn follow(spawned: Spawned, streams: Streams) -> Result<Rc<Process>, Agent
             .system(|| "keeping the terminal".into())?;
     }
     Ok(process)
-}
-
-/// The pid behind a pidfd, in the agent's namespace. A process that has ended
-/// keeps it until it is reaped, which nobody else does.
-fn pid_of(pidfd: &std::os::fd::OwnedFd) -> Result<i32, AgentError> {
-    use std::os::fd::AsRawFd;
-    let path = format!("/proc/self/fdinfo/{}", pidfd.as_raw_fd());
-    let text = std::fs::read_to_string(path).system(|| "reading a pid".into())?;
-    text.lines()
-        .find_map(|line| line.strip_prefix("Pid:")?.trim().parse().ok())
-        .ok_or_else(|| error(ErrorKind::System, "a pidfd without a pid"))
 }

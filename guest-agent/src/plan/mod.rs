@@ -97,6 +97,9 @@ pub struct Plan {
     pub domainname: Option<String>,
     /// Path below /proc/sys -> value.
     pub sysctl: BTreeMap<String, String>,
+    /// The same of the machine's network, where the container is in a user namespace
+    /// that has no power over it: the agent's to set.
+    pub network_sysctl: BTreeMap<String, String>,
     /// Hidden.
     pub masked_paths: Vec<String>,
     /// Made read-only.
@@ -133,6 +136,9 @@ impl Plan {
         let files = create.files.iter().filter(|file| !mounted(&file.path)).cloned().collect();
         let of = spec.hooks().as_ref();
         let start_hooks = of.and_then(|hooks| hooks.start_container().as_deref());
+        let (network_sysctl, sysctl) = sysctl(&linux, &namespaces)?
+            .into_iter()
+            .partition(|(path, _)| namespaces.user() && path.starts_with("net/"));
         let plan = Plan {
             container: create.container.clone(),
             root: root(&create.rootfs)?,
@@ -140,7 +146,8 @@ impl Plan {
             root_propagation: root_propagation(&linux)?,
             hostname: names(spec.hostname(), &namespaces, "hostname")?,
             domainname: names(spec.domainname(), &namespaces, "domainname")?,
-            sysctl: sysctl(&linux, &namespaces)?,
+            sysctl,
+            network_sysctl,
             devices: devices::nodes(linux.devices().as_deref().unwrap_or_default())?,
             masked_paths: absolute(linux.masked_paths().as_deref(), "linux.maskedPaths")?,
             readonly_paths: absolute(linux.readonly_paths().as_deref(), "linux.readonlyPaths")?,

@@ -8,6 +8,8 @@
 //! * A path on another type names a namespace of this guest,
 //!   `/proc/<pid>/ns/<type>` with the pid that Create returned for another
 //!   container of the pod.
+//! * Ids of the host are its own in here too (see `sandbox/ids.rs` of the runtime), so
+//!   that a user namespace is made as the specification says it.
 //! * cgroup and time namespaces are unshared by the init role itself: made by
 //!   clone3, a cgroup namespace would have the agent's cgroup as its root, and
 //!   a time namespace could no longer be given its offsets.
@@ -18,9 +20,6 @@ use oci_spec::runtime::{Linux, LinuxIdMapping, LinuxNamespaceType as Type};
 use serde::{Deserialize, Serialize};
 
 use super::{PlanError, field};
-
-/// How many ids of the host a machine has: files of others cannot be made.
-const MAX_IDS: u64 = 65536;
 
 /// Offsets of a time namespace: clock name, seconds, nanoseconds.
 pub type TimeOffset = (String, i64, u32);
@@ -59,7 +58,7 @@ impl Namespaces {
                 (Type::Network, _) => {}
                 (Type::Cgroup | Type::Time, None) => this.unshare |= flag,
                 (_, None) => this.clone |= flag,
-                (Type::Mount | Type::User, Some(_)) => {
+                (Type::Mount, Some(_)) => {
                     let reason = format!("joining a {kind} namespace by path is not supported");
                     return Err(field("linux.namespaces", reason));
                 }
@@ -88,9 +87,15 @@ impl Namespaces {
         (self.clone | self.unshare) & flag as u64 != 0
     }
 
-    /// Whether the container is in a user namespace.
+    /// Whether the container is in a user namespace, new or another container's.
     pub fn user(&self) -> bool {
-        self.owns(libc::CLONE_NEWUSER)
+        self.uses(libc::CLONE_NEWUSER)
+    }
+
+    /// The path of a namespace that is joined.
+    pub fn joined(&self, flag: i32) -> Option<&Path> {
+        let (_, path) = self.join.iter().find(|(kind, _)| *kind == flag as u64)?;
+        Some(path)
     }
 
     /// Every kind of namespace in which the container differs from the agent.
@@ -111,19 +116,13 @@ impl Namespaces {
         };
         self.uid_map = lines(linux.uid_mappings());
         self.gid_map = lines(linux.gid_mappings());
-        for mapping in linux.uid_mappings().iter().chain(linux.gid_mappings()).flatten() {
-            let end = u64::from(mapping.host_id()) + u64::from(mapping.size());
-            if end > MAX_IDS {
-                let reason = format!("ids above {} are not supported", MAX_IDS - 1);
-                return Err(field("linux.uidMappings, linux.gidMappings", reason));
-            }
-        }
-        match (self.user(), self.uid_map.is_empty() || self.gid_map.is_empty()) {
+        match (self.owns(libc::CLONE_NEWUSER), self.uid_map.is_empty() || self.gid_map.is_empty()) {
             (true, true) => {
                 Err(field("linux.uidMappings, linux.gidMappings", "a user namespace needs both"))
             }
             (false, _) if !(self.uid_map.is_empty() && self.gid_map.is_empty()) => {
-                Err(field("linux.uidMappings", "needs a user namespace in linux.namespaces"))
+                let reason = "needs a new user namespace in linux.namespaces";
+                Err(field("linux.uidMappings", reason))
             }
             _ => Ok(()),
         }

@@ -126,7 +126,8 @@ impl RoleHandle {
     pub async fn receive(&self) -> std::io::Result<Option<(FromRole, Option<OwnedFd>)>> {
         loop {
             let mut guard = self.0.readable().await?;
-            if let Ok(result) = guard.try_io(|fd| receive_now(fd.as_fd())) {
+            let now = MsgFlags::MSG_DONTWAIT;
+            if let Ok(result) = guard.try_io(|fd| receive_as(fd.as_fd(), now)) {
                 return result;
             }
         }
@@ -150,11 +151,23 @@ pub fn go(fd: BorrowedFd) -> Result<(), Errno> {
     sendmsg::<()>(fd.as_raw_fd(), &parts, &[], MsgFlags::MSG_NOSIGNAL, None).map(drop)
 }
 
-fn receive_now(fd: BorrowedFd) -> std::io::Result<Option<(FromRole, Option<OwnedFd>)>> {
+/// Waits for the next message of a process that is about to speak, and its descriptor;
+/// `None` at end of file.
+///
+/// # Errors
+/// A malformed packet or a socket error.
+pub fn receive(fd: BorrowedFd) -> std::io::Result<Option<(FromRole, Option<OwnedFd>)>> {
+    receive_as(fd, MsgFlags::empty())
+}
+
+fn receive_as(
+    fd: BorrowedFd,
+    how: MsgFlags,
+) -> std::io::Result<Option<(FromRole, Option<OwnedFd>)>> {
     let mut bytes = vec![0; MAX_PACKET];
     let mut parts = [IoSliceMut::new(&mut bytes)];
     let mut space = cmsg_space!([i32; 1]);
-    let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_CMSG_CLOEXEC;
+    let flags = how | MsgFlags::MSG_CMSG_CLOEXEC;
     let message = match recvmsg::<()>(fd.as_raw_fd(), &mut parts, Some(&mut space), flags) {
         // A role that died with unread bytes: an end all the same.
         Err(Errno::ECONNRESET) => return Ok(None),

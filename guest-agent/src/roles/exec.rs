@@ -63,6 +63,9 @@ fn become_process(
     if !namespaces.is_empty() {
         setns(container, namespaces).context(|| "joining the container".into())?;
     }
+    if namespaces.contains(CloneFlags::CLONE_NEWUSER) {
+        init::become_root_of_namespace()?;
+    }
     setsid().context(|| "starting a session".into())?;
     terminal::open_for(process, channel, None)?;
     let path = init::prepare(process)?;

@@ -93,8 +93,8 @@ pub fn execute(
 
 fn namespaces(namespaces: &Namespaces) -> Result<(), RoleError> {
     for (kind, path) in &namespaces.join {
-        // The agent itself joined the pid namespace before it cloned us.
-        if *kind == libc::CLONE_NEWPID as u64 {
+        // Whoever cloned us had joined these.
+        if *kind == libc::CLONE_NEWPID as u64 || *kind == libc::CLONE_NEWUSER as u64 {
             continue;
         }
         let what = || format!("joining namespace {}", path.display());
@@ -112,7 +112,12 @@ fn namespaces(namespaces: &Namespaces) -> Result<(), RoleError> {
     Ok(())
 }
 
-fn become_root_of_namespace() -> Result<(), RoleError> {
+/// Takes the ids that its owner has in a user namespace: those from outside of it are
+/// nobody's in there.
+///
+/// # Errors
+/// The kernel's.
+pub fn become_root_of_namespace() -> Result<(), RoleError> {
     let become_root = || {
         setgroups(&[])?;
         setresgid(Gid::from_raw(0), Gid::from_raw(0), Gid::from_raw(0))?;
@@ -126,9 +131,7 @@ fn names(plan: &Plan) -> Result<(), RoleError> {
         nix::unistd::sethostname(name).context(|| "setting the host name".into())?;
     }
     if let Some(name) = &plan.domainname {
-        // setdomainname(2) by its sysctl, which is the UTS namespace's own.
-        std::fs::write("/proc/sys/kernel/domainname", name)
-            .context(|| "setting the domain name".into())?;
+        crate::sys::process::set_domain_name(name).context(|| "setting the domain name".into())?;
     }
     Ok(())
 }
@@ -137,8 +140,12 @@ fn names(plan: &Plan) -> Result<(), RoleError> {
 /// act on the namespaces of the one who writes.
 fn sysctl(plan: &Plan) -> Result<(), RoleError> {
     plan.sysctl.iter().try_for_each(|(path, value)| {
-        std::fs::write(Path::new("/proc/sys").join(path), value)
-            .context(|| format!("setting linux.sysctl {path} to {value:?}"))
+        let written = match path.as_str() {
+            // The file is for root of the machine alone, the call is not.
+            "kernel/domainname" => crate::sys::process::set_domain_name(value).map_err(Into::into),
+            _ => std::fs::write(Path::new("/proc/sys").join(path), value),
+        };
+        written.context(|| format!("setting linux.sysctl {path} to {value:?}"))
     })
 }
 

@@ -28,6 +28,15 @@ pub fn set_limit(pid: i32, resource: u32, soft: u64, hard: u64) -> Result<(), Er
     .map(drop)
 }
 
+/// Sets the NIS domain name of this UTS namespace.
+///
+/// # Errors
+/// EPERM without CAP_SYS_ADMIN in its user namespace.
+pub fn set_domain_name(name: &str) -> Result<(), Errno> {
+    // SAFETY: the kernel reads as many bytes as the string has.
+    super::check(unsafe { libc::setdomainname(name.as_ptr().cast(), name.len()) }.into()).map(drop)
+}
+
 /// The kernel's `struct sched_attr`, first version.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Default)]
@@ -108,10 +117,27 @@ pub type Ended = (Option<u8>, Option<i32>);
 /// # Errors
 /// ECHILD when it is no child of this process.
 pub fn collect(pidfd: BorrowedFd) -> Result<Option<Ended>, Errno> {
+    wait(pidfd, libc::WNOHANG)
+}
+
+/// The same of one that is about to end, once it has.
+///
+/// # Errors
+/// ECHILD when it is no child of this process.
+pub fn reap(pidfd: BorrowedFd) -> Result<(), Errno> {
+    loop {
+        match wait(pidfd, 0) {
+            Err(Errno::EINTR) => {}
+            other => return other.map(drop),
+        }
+    }
+}
+
+fn wait(pidfd: BorrowedFd, how: i32) -> Result<Option<Ended>, Errno> {
     // SAFETY: siginfo_t is plain data, for which all zeroes are valid.
     let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
     let fd = pidfd.as_raw_fd() as libc::id_t;
-    let flags = libc::WEXITED | libc::WNOHANG;
+    let flags = libc::WEXITED | how;
     // SAFETY: waitid writes one siginfo_t, which outlives the call.
     super::check(unsafe { libc::waitid(libc::P_PIDFD, fd, &raw mut info, flags) }.into())?;
     // SAFETY: waitid filled in the fields of SIGCHLD, or left them zero.

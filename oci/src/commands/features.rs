@@ -3,8 +3,8 @@
 
 use serde_json::json;
 
-/// Options of mount(8) that the guest carries out.
-const MOUNT_OPTIONS: [&str; 51] = [
+/// Options of mount(8) that are carried out.
+const MOUNT_OPTIONS: [&str; 53] = [
     "async",
     "atime",
     "bind",
@@ -12,6 +12,7 @@ const MOUNT_OPTIONS: [&str; 51] = [
     "dev",
     "diratime",
     "exec",
+    "idmap",
     "loud",
     "noatime",
     "nodev",
@@ -31,6 +32,7 @@ const MOUNT_OPTIONS: [&str; 51] = [
     "rdiratime",
     "relatime",
     "rexec",
+    "ridmap",
     "rnoatime",
     "rnodev",
     "rnodiratime",
@@ -91,7 +93,7 @@ pub fn run() -> anyhow::Result<u8> {
             "apparmor": { "enabled": false },
             "selinux": { "enabled": false },
             "intelRdt": { "enabled": false },
-            "mountExtensions": { "idmap": { "enabled": false } },
+            "mountExtensions": { "idmap": { "enabled": true } },
         },
         "annotations": {
             "dev.bulkhead.version": env!("CARGO_PKG_VERSION"),

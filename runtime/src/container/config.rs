@@ -8,7 +8,7 @@ use protocol::machine::ShareKind;
 use serde::{Deserialize, Serialize};
 
 use crate::limits::{Limits, Shape};
-use crate::sandbox::ShareConfig;
+use crate::sandbox::{ShareConfig, ShareIds};
 use crate::spec::ContainerSpec;
 use crate::spec::mounts::{self, Volume};
 use crate::time::Timestamp;
@@ -78,6 +78,7 @@ impl ContainerConfig {
             kind: ShareKind::Immutable,
             source: path.clone(),
             read_only: true,
+            ids: ShareIds::Machine,
         };
         let mut shares: Vec<_> = self.layers.iter().enumerate().map(layer).collect();
         if self.writes_to_host() {
@@ -86,6 +87,7 @@ impl ContainerConfig {
                 kind: ShareKind::Private,
                 source: rw.into(),
                 read_only: false,
+                ids: ShareIds::Machine,
             });
         }
         shares.extend(mounts::shares(&self.volumes));

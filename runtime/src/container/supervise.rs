@@ -18,6 +18,7 @@ use super::state::Machine;
 use super::{Container, ContainerError, State, chain};
 use crate::agent::AgentError;
 use crate::sandbox::assets::Assets;
+use crate::sandbox::ids::Both;
 use crate::sandbox::{
     CgroupConfig, LaunchError, LaunchTimings, Sandbox, SandboxConfig, boot_timeout,
 };
@@ -177,6 +178,7 @@ async fn build(
         uids: container.dirs().uids(),
         cgroup: CgroupConfig::of(&config.id, &config.shape),
         shape: config.shape,
+        ids: Both::default(),
         shares: config.shares(&container.rw_dir()),
         cmdline: Vec::new(),
         boot_timeout: boot_timeout(),

@@ -218,7 +218,8 @@ impl Machine {
         let plan = &container.record.plan;
         let Some(assets) = assets else {
             let directory = container.machine_dir();
-            let membership = Membership::begin(&directory, container.id(), &plan.shares)?;
+            let id = container.id();
+            let membership = Membership::begin(&directory, id, &plan.ids, &plan.shares)?;
             return Ok(Machine::Joined { agent: Agent::connect(&directory).await?, membership });
         };
         let config = SandboxConfig {
@@ -227,6 +228,7 @@ impl Machine {
             uids: uids.to_owned(),
             cgroup: CgroupConfig { path: container.machine_cgroup(), limits: Vec::new() },
             shape: plan.shape,
+            ids: plan.ids.clone(),
             shares: plan.shares.clone(),
             cmdline: Vec::new(),
             boot_timeout: boot_timeout(),

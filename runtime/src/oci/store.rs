@@ -238,6 +238,7 @@ impl Root {
                 machine: container.record.plan.machine.clone().unwrap_or(id),
                 monitor: pid,
                 guest_pid: phase.guest_pid,
+                mappings: container.record.plan.mappings.clone(),
             })
         })
     }

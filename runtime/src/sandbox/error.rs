@@ -3,7 +3,10 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use super::{VmmEnd, assets::AssetError, cgroup::CgroupError, share::ShareError, uids::UidError};
+use super::{
+    VmmEnd, assets::AssetError, cgroup::CgroupError, ids::IdsError, share::ShareError,
+    uids::UidError,
+};
 use crate::agent::AgentError;
 use crate::sandbox::vmm::ControlError;
 
@@ -52,6 +55,9 @@ pub enum LaunchError {
         /// Why it failed.
         source: std::io::Error,
     },
+    /// Ids of the host.
+    #[error(transparent)]
+    Ids(#[from] IdsError),
     /// A share.
     #[error(transparent)]
     Share(#[from] ShareError),

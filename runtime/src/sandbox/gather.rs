@@ -4,13 +4,14 @@
 
 use std::ffi::CString;
 use std::fs::File;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 use protocol::machine::{FdIndex, Share};
 
 use super::ShareConfig;
+use super::owner::Owner;
 use super::share::{self, ShareError};
 use crate::sys::mounts;
 
@@ -30,18 +31,18 @@ pub enum GatherError {
     },
 }
 
-/// The shares of container `id` for the owner of `userns`, whose id 0 is `base` on
-/// the host; in the guest, `prefix` and a dash precede their names.
+/// The shares of container `id` for `owner`; in the guest, `prefix` and a dash precede
+/// their names.
 pub(super) fn gather(
     configs: &[ShareConfig],
     id: &str,
     prefix: &str,
-    (userns, base): (BorrowedFd, u32),
+    owner: &Owner,
 ) -> Result<(Vec<Share>, OwnedFd), GatherError> {
     let mut shares = Vec::with_capacity(configs.len());
     let mut detached = Vec::with_capacity(configs.len());
     for config in configs {
-        let (share, mount) = share::detach(config, id, userns, base)?;
+        let (share, mount) = share::detach(config, id, owner)?;
         let name = format!("{prefix}-{}", share.name);
         shares.push(Share { name, mount: FdIndex(0), ..share });
         detached.push(mount);

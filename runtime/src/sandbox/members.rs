@@ -31,6 +31,7 @@ use serde::{Deserialize, Serialize};
 use tokio::io::unix::AsyncFd;
 use tokio::sync::watch;
 
+use super::ids::{Both, High};
 use super::vmm::Requests;
 use crate::agent::{Agent, AgentError};
 use crate::container::chain;
@@ -52,6 +53,9 @@ pub(super) struct Welcome {
     pub(super) version: u32,
     /// The host's id for its id 0.
     pub(super) base: u32,
+    /// Which ids of the host the machine has.
+    #[serde(default)]
+    pub(super) ids: Both<High>,
     /// What the names of this container's shares begin with: no two are alike in a
     /// machine's life, since its guest remembers names.
     pub(super) prefix: String,
@@ -88,7 +92,7 @@ impl Members {
         directory: &Path,
         agent: Agent,
         vmm: Requests,
-        (userns, base): (OwnedFd, u32),
+        (userns, base, ids): (OwnedFd, u32, Both<High>),
     ) -> std::io::Result<Members> {
         let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
         let listener = socket(AddressFamily::Unix, SockType::SeqPacket, flags, None)?;
@@ -102,6 +106,7 @@ impl Members {
             vmm,
             userns,
             base,
+            ids,
             next: AtomicU64::new(1),
             present: watch::Sender::default(),
         });
@@ -131,6 +136,7 @@ struct Host {
     vmm: Requests,
     userns: OwnedFd,
     base: u32,
+    ids: Both<High>,
     next: AtomicU64,
     /// Ids of containers of which something is in the machine.
     present: watch::Sender<HashSet<String>>,
@@ -159,6 +165,7 @@ impl Host {
         let welcome = Welcome {
             version: protocol::PROTOCOL_VERSION,
             base: self.base,
+            ids: self.ids.clone(),
             prefix: self.next.fetch_add(1, Ordering::Relaxed).to_string(),
         };
         send(&connection, &welcome, &[self.userns.as_fd()]).await?;

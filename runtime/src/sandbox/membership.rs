@@ -13,7 +13,9 @@ use serde::de::DeserializeOwned;
 
 use super::ShareConfig;
 use super::gather::{GatherError, gather};
+use super::ids::{Both, High};
 use super::members::{Answer, Ask, MAX_MESSAGE, SOCKET, Welcome, parse};
+use super::owner::Owner;
 use crate::sys::descriptors::{receive_packet, send_packet};
 
 /// Longest wait for an answer, in seconds: longer than the supervisor tries anything.
@@ -43,6 +45,12 @@ pub enum JoinError {
         /// Its protocol.
         theirs: u32,
     },
+    /// Fixed when it began.
+    #[error(
+        "the machine does not have all ids of the host that the container names: containers \
+         that join it can have none above 65535 but those of the one that began it"
+    )]
+    Ids,
     /// The container's files.
     #[error(transparent)]
     Gather(#[from] GatherError),
@@ -60,14 +68,23 @@ pub struct Membership {
 }
 
 impl Membership {
-    /// Joins the machine in directory `machine` with container `id` and its shares.
+    /// Joins the machine in directory `machine` with container `id`, the ids that it
+    /// needs, and its shares.
     ///
     /// # Errors
     /// With the reason; nothing is left then.
-    pub fn begin(machine: &Path, id: &str, shares: &[ShareConfig]) -> Result<Self, JoinError> {
+    pub fn begin(
+        machine: &Path,
+        id: &str,
+        ids: &Both<High>,
+        shares: &[ShareConfig],
+    ) -> Result<Self, JoinError> {
         let (this, welcome, userns) = Membership::connect(machine)?;
-        let owner = (userns.as_fd(), welcome.base);
-        let (shares, mounts) = gather(shares, id, &this.prefix, owner)?;
+        if !(welcome.ids.uids.contains(&ids.uids) && welcome.ids.gids.contains(&ids.gids)) {
+            return Err(JoinError::Ids);
+        }
+        let owner = Owner::new(userns, welcome.base, &welcome.ids);
+        let (shares, mounts) = gather(shares, id, &this.prefix, &owner)?;
         this.ask(&Ask::Join { container: id.into(), shares }, Some(mounts))?;
         Ok(this)
     }

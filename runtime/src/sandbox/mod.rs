@@ -18,9 +18,11 @@ pub mod cgroup;
 pub mod ended;
 mod error;
 mod gather;
+pub mod ids;
 mod members;
 pub mod membership;
 mod overlay;
+mod owner;
 mod resources;
 pub mod share;
 mod tail;
@@ -42,7 +44,10 @@ use assets::OpenAssets;
 pub use cgroup::CgroupConfig;
 pub use ended::VmmEnd;
 pub use error::LaunchError;
+use ids::{Both, High};
 pub use overlay::clean as clean_overlay;
+use owner::Owner;
+pub use owner::ShareIds;
 use resources::Resources;
 use vmm::{VmmEvent, VmmHandle};
 
@@ -62,6 +67,8 @@ pub struct SandboxConfig {
     pub cgroup: CgroupConfig,
     /// Size of the machine.
     pub shape: Shape,
+    /// Ids of the host that the machine has beside 0..65535.
+    pub ids: Both<High>,
     /// Directories and files that the guest sees.
     pub shares: Vec<ShareConfig>,
     /// Words added to the kernel's command line.
@@ -82,6 +89,9 @@ pub struct ShareConfig {
     /// Refuse writes.
     #[serde(default)]
     pub read_only: bool,
+    /// Whom it belongs to.
+    #[serde(default)]
+    pub ids: ShareIds,
 }
 
 impl ShareConfig {
@@ -126,6 +136,7 @@ pub struct Sandbox {
     vmm: VmmHandle,
     resources: Resources,
     userns: OwnedFd,
+    ids: Both<High>,
     greeting: Greeting,
     timings: LaunchTimings,
     begin: Instant,
@@ -198,8 +209,8 @@ impl Sandbox {
         timings.guest_uptime_us = greeting.hello.uptime_us;
         let timings = timings.clone();
         tokio::spawn(async move { while events.recv().await.is_some() {} });
-        let members = None;
-        Ok(Sandbox { members, agent, vmm, resources, userns, greeting, timings, begin })
+        let (members, ids) = (None, config.ids.clone());
+        Ok(Sandbox { members, agent, vmm, resources, userns, ids, greeting, timings, begin })
     }
 
     /// The connection to the agent.
@@ -212,7 +223,7 @@ impl Sandbox {
     /// # Errors
     /// When the socket cannot be made.
     pub fn welcome(&mut self) -> std::io::Result<()> {
-        let owner = (self.userns.try_clone()?, self.uid_base());
+        let owner = (self.userns.try_clone()?, self.uid_base(), self.ids.clone());
         let (agent, vmm) = (self.agent.clone(), self.vmm.requests());
         self.members = Some(members::Members::serve(self.directory(), agent, vmm, owner)?);
         Ok(())
@@ -283,7 +294,9 @@ fn prepare(
     let failed = |what| move |source| LaunchError::Namespace { what, source };
     let (id, shares) = (&config.id, &config.shares);
     let base = resources.uids.base();
-    process.map_ids(base, uids::RANGE).map_err(failed("map the ids"))?;
+    let map = |high: &High| high.map(base).lines();
+    let (uid_map, gid_map) = (map(&config.ids.uids)?, map(&config.ids.gids)?);
+    process.map_ids(&uid_map, &gid_map).map_err(failed("map the ids"))?;
     process.raise_descriptors().map_err(failed("raise the limit of descriptors"))?;
     let userns = process.user_namespace().map_err(failed("open the user namespace"))?;
     // Besides the shares: kvm, kernel, initrd, console, vsock listener.
@@ -291,7 +304,9 @@ fn prepare(
     if shares.len() > limit {
         return Err(LaunchError::TooManyShares { count: shares.len(), limit });
     }
-    let detach = |share| Ok(share::detach(share, id, userns.as_fd(), base)?);
+    let copy = userns.try_clone().map_err(failed("open the user namespace"))?;
+    let owner = Owner::new(copy, base, &config.ids);
+    let detach = |share| Ok(share::detach(share, id, &owner)?);
     let shares = shares.iter().map(detach).collect::<Result<_, LaunchError>>()?;
     Ok((shares, userns))
 }
@@ -430,6 +445,7 @@ mod tests {
             kind: ShareKind::Immutable,
             source: "/x".into(),
             read_only: true,
+            ids: ShareIds::Machine,
         };
         assert_eq!(share.guest_path(), "immutable/l3");
     }

@@ -9,7 +9,9 @@ use nix::errno::Errno;
 use protocol::machine::{FdIndex, Share};
 
 use super::ShareConfig;
+use super::ids::Both;
 use super::overlay::{self, OverlayError};
+use super::owner::{MapError, Owner, ShareIds};
 use crate::sys::mounts;
 
 /// Why a path cannot be shared.
@@ -38,6 +40,14 @@ pub enum ShareError {
         /// Type of its file system.
         fs: String,
     },
+    /// Its owners cannot be mapped.
+    #[error("cannot map the owners of {}", path.display())]
+    Map {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: MapError,
+    },
     /// An overlay whose layers cannot be mounted once more.
     #[error("cannot share {}, which is on an overlay", path.display())]
     Overlay {
@@ -58,13 +68,11 @@ pub enum ShareError {
     },
 }
 
-/// The mount of a share of sandbox `id` for the owner of `userns`, whose id 0 is `base` on the
-/// host. Its [`FdIndex`] is still open.
+/// The mount of a share of sandbox `id` for `owner`. Its [`FdIndex`] is still open.
 pub(super) fn detach(
     config: &ShareConfig,
     id: &str,
-    userns: BorrowedFd,
-    base: u32,
+    owner: &Owner,
 ) -> Result<(Share, OwnedFd), ShareError> {
     let path = &config.source;
     let open = |source| ShareError::Open { path: path.clone(), source };
@@ -74,14 +82,17 @@ pub(super) fn detach(
     if !metadata.is_dir() && !metadata.is_file() {
         return Err(ShareError::Kind(path.clone()));
     }
+    let mapper = owner
+        .mapper(&config.ids)
+        .map_err(|source| ShareError::Map { path: path.clone(), source })?;
     let mount = mounts::clone_detached(file.as_fd()).and_then(|mount| {
-        mounts::restrict_and_map(mount.as_fd(), userns, config.read_only)?;
+        mounts::restrict_and_map(mount.as_fd(), (*mapper).as_fd(), config.read_only)?;
         Ok(mount)
     });
     let mount = mount.or_else(|source| {
         let (path, fs) = (path.clone(), fs_type(metadata.dev()));
         match source {
-            Errno::EINVAL if fs == "overlay" => overlay::remount(config, id, userns, base)
+            Errno::EINVAL if fs == "overlay" => overlay::remount(config, id, owner)
                 .map_err(|source| ShareError::Overlay { path, source }),
             Errno::EINVAL => Err(ShareError::NotMappable { path, fs }),
             _ => Err(ShareError::Mount { path, fs, source }),
@@ -107,8 +118,13 @@ pub fn try_share(path: &Path, userns: BorrowedFd) -> Result<(), ShareError> {
         kind: protocol::machine::ShareKind::Immutable,
         source: path.into(),
         read_only: true,
+        ids: ShareIds::Machine,
     };
-    detach(&config, "try", userns, super::uids::FIRST).map(drop)
+    let userns = userns
+        .try_clone_to_owned()
+        .map_err(|source| ShareError::Open { path: path.into(), source })?;
+    let owner = Owner::new(userns, super::uids::FIRST, &Both::default());
+    detach(&config, "try", &owner).map(drop)
 }
 
 /// Type of the file system on device `dev`.

@@ -11,14 +11,20 @@ use std::io::{Read, Seek, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
+/// How many ids every machine has: 0 to 65535.
+pub const LOW: u32 = 65_536;
+/// How many a machine can have beside them, see [`super::ids`].
+pub const HIGH: u32 = 65_536;
 /// Number of ids of a range.
-pub const RANGE: u32 = 65_536;
+pub const RANGE: u32 = LOW + HIGH;
 /// First id of the first range: above those that systems give to users and
 /// systemd to its containers (0x0008_0000..=0x6fff_ffff, see its UIDS-GIDS.md).
 pub const FIRST: u32 = 0x7000_0000;
-/// Number of ranges: the last one ends below 0x7ffe_0000, which systemd uses for
-/// foreign images.
-pub const COUNT: u32 = 4094;
+/// Number of ranges. They, and what follows them, end at 0x7ffe_0000, from where on
+/// systemd has its foreign images.
+pub const COUNT: u32 = 2046;
+/// First of the ids, as many as [`LOW`], that no process of any sandbox ever has.
+pub const NOBODYS: u32 = FIRST + COUNT * RANGE;
 
 /// Why no range is to be had.
 #[derive(Debug, thiserror::Error)]
@@ -176,7 +182,7 @@ mod tests {
     }
 
     #[test]
-    fn the_last_range_fits_below_the_largest_id() {
-        assert!(FIRST.checked_add(COUNT * RANGE).is_some_and(|end| end < u32::MAX));
+    fn all_ranges_end_before_systemds() {
+        const { assert!(NOBODYS + LOW <= 0x7ffe_0000) };
     }
 }

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::SpecError;
-use crate::sandbox::ShareConfig;
+use crate::sandbox::{ShareConfig, ShareIds};
 
 /// Why it is no volume.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -121,6 +121,7 @@ pub fn shares(volumes: &[Volume]) -> Vec<ShareConfig> {
         kind: ShareKind::Live,
         source: volume.host.clone(),
         read_only: volume.read_only,
+        ids: ShareIds::Machine,
     };
     volumes.iter().enumerate().map(share).collect()
 }

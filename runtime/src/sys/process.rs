@@ -91,6 +91,32 @@ struct Plan {
 /// # Errors
 /// As clone3(2): EPERM without privilege, ENOSYS on a kernel before 5.7.
 pub fn spawn_isolated(program: &Program) -> nix::Result<Held> {
+    let namespaces = libc::CLONE_NEWUSER
+        | libc::CLONE_NEWPID
+        | libc::CLONE_NEWNS
+        | libc::CLONE_NEWIPC
+        | libc::CLONE_NEWUTS
+        | libc::CLONE_NEWNET;
+    spawn(program, namespaces)
+}
+
+/// A user namespace with these maps, in which nothing ever runs: what id-mapped mounts
+/// are made by.
+///
+/// # Errors
+/// As clone3(2); EINVAL for maps that the kernel does not take.
+pub fn user_namespace(uid_map: &str, gid_map: &str) -> std::io::Result<OwnedFd> {
+    let null = super::descriptors::null()?;
+    let null = null.as_fd();
+    let name = c"bulkhead-ids";
+    let program = Program { executable: null, name, control: null, stderr: null, cgroup: None };
+    let held = spawn(&program, libc::CLONE_NEWUSER)?;
+    let namespace = held.map_ids(uid_map, gid_map).and_then(|()| held.user_namespace());
+    held.abandon();
+    namespace
+}
+
+fn spawn(program: &Program, namespaces: libc::c_int) -> nix::Result<Held> {
     let null = super::descriptors::null().map_err(to_errno)?;
     let (go_read, go_write) = nix::unistd::pipe2(OFlag::O_CLOEXEC)?;
     // High copies, so that placing one at its number never overwrites another.
@@ -115,16 +141,9 @@ pub fn spawn_isolated(program: &Program) -> nix::Result<Held> {
         argv: [program.name.as_ptr(), std::ptr::null()],
         envp: [std::ptr::null()],
     };
-    let namespaces = libc::CLONE_NEWUSER
-        | libc::CLONE_NEWPID
-        | libc::CLONE_NEWNS
-        | libc::CLONE_NEWIPC
-        | libc::CLONE_NEWUTS
-        | libc::CLONE_NEWNET
-        | libc::CLONE_PIDFD;
     let mut pidfd: RawFd = -1;
     let mut args = CloneArgs {
-        flags: namespaces as u64 | CLONE_CLEAR_SIGHAND,
+        flags: (namespaces | libc::CLONE_PIDFD) as u64 | CLONE_CLEAR_SIGHAND,
         pidfd: &raw mut pidfd as u64,
         exit_signal: libc::SIGCHLD as u64,
         ..CloneArgs::default()
@@ -219,14 +238,13 @@ impl Held {
         self.pid
     }
 
-    /// Maps ids 0..`count` of the child's user namespace to `base` and up.
+    /// Maps the ids of the child's user namespace, see user_namespaces(7).
     ///
     /// # Errors
-    /// When the kernel refuses the map.
-    pub fn map_ids(&self, base: u32, count: u32) -> std::io::Result<()> {
-        for map in ["uid_map", "gid_map"] {
-            let line = format!("0 {base} {count}\n");
-            std::fs::write(format!("/proc/{}/{map}", self.pid), line)?;
+    /// When the kernel refuses a map.
+    pub fn map_ids(&self, uid_map: &str, gid_map: &str) -> std::io::Result<()> {
+        for (file, map) in [("uid_map", uid_map), ("gid_map", gid_map)] {
+            std::fs::write(format!("/proc/{}/{file}", self.pid), map)?;
         }
         Ok(())
     }

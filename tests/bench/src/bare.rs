@@ -8,6 +8,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use runtime::limits::{Bytes, Limits, Shape};
 use runtime::sandbox::assets::Assets;
+use runtime::sandbox::ids::Both;
 use runtime::sandbox::{CgroupConfig, LaunchTimings, Sandbox, SandboxConfig};
 
 /// Options of `boot`.
@@ -35,6 +36,7 @@ pub fn boot(options: &Options) -> Result<f64> {
         directory: directory.path().join("sandbox"),
         uids: directory.path().join("uids"),
         shape,
+        ids: Both::default(),
         shares: Vec::new(),
         cmdline: options.cmdline.clone(),
         boot_timeout: Duration::from_secs(60),

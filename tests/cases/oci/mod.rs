@@ -5,6 +5,7 @@ mod fields;
 mod lifecycle;
 mod pods;
 mod processes;
+mod users;
 
 /// A case for both runtimes.
 macro_rules! both {

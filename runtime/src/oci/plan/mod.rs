@@ -21,14 +21,17 @@ use serde_json::{Value, json};
 use super::bundle::{Bundle, BundleError, field};
 use crate::limits::Shape;
 use crate::sandbox::ShareConfig;
+use crate::sandbox::ids::{Both, High, Mappings};
 use crate::streams::HostStdio;
 
+mod ids;
 mod namespaces;
 mod resources;
 mod shares;
 #[cfg(test)]
 mod tests;
 
+use ids::Ids;
 use namespaces::Namespaces;
 pub use namespaces::{Neighbour, Neighbours};
 pub(super) use resources::{host_resources, updated};
@@ -69,6 +72,12 @@ pub struct Plan {
     /// What it has in the guest's memory.
     #[serde(default)]
     pub volumes: Vec<MemoryVolume>,
+    /// Of its user namespace, if it is in one.
+    #[serde(default)]
+    pub mappings: Option<Mappings>,
+    /// Ids that its machine must have beside 0..65535.
+    #[serde(default)]
+    pub ids: Both<High>,
 }
 
 impl Plan {
@@ -81,15 +90,19 @@ impl Plan {
         let process = spec.process().as_ref().ok_or_else(|| field("process", "is missing"))?;
         let linux = spec.linux().clone().unwrap_or_default();
         let rootfs = bundle.rootfs()?;
+        let mut raw = bundle.raw.clone();
+        let Namespaces { network, own_network, machine, user } =
+            Namespaces::of(&linux, &mut raw["linux"]["namespaces"], of)?;
+        let ids = Ids::of(spec, &linux, user, machine.is_some(), &mut raw["linux"])?;
         let mut shares = vec![ShareConfig {
             name: ROOT.into(),
             kind: ShareKind::Private,
             source: rootfs.clone(),
             read_only: spec.root().as_ref().and_then(|root| root.readonly()).unwrap_or(false),
+            ids: ids.plain(),
         }];
         let mut sources = BTreeMap::new();
         let mut volumes = Vec::new();
-        let mut raw = bundle.raw.clone();
         let mounts = spec.mounts().as_deref().unwrap_or_default();
         for (index, mount) in mounts.iter().enumerate() {
             let entry = &mut raw["mounts"][index];
@@ -98,11 +111,10 @@ impl Plan {
                 mount,
                 bundle,
                 entry,
+                &ids,
                 (&mut shares, &mut sources, &mut volumes),
             )?;
         }
-        let Namespaces { network, own_network, machine } =
-            Namespaces::of(&linux, &mut raw["linux"]["namespaces"], of)?;
         host_hooks_only(&mut raw);
         if let Some(resources) = raw.pointer_mut("/linux/resources") {
             host_resources(resources);
@@ -131,6 +143,8 @@ impl Plan {
             terminal: process.terminal().unwrap_or(false),
             machine,
             volumes,
+            mappings: ids.mappings,
+            ids: ids.machine,
         })
     }
 

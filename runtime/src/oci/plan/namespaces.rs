@@ -8,6 +8,7 @@ use oci_spec::runtime::{Linux, LinuxNamespaceType};
 use serde_json::Value;
 
 use super::super::bundle::{BundleError, field};
+use crate::sandbox::ids::Mappings;
 
 /// A container that lives, as another one sees it which names a namespace of it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -18,15 +19,32 @@ pub struct Neighbour {
     pub monitor: i32,
     /// Pid of its process in the guest.
     pub guest_pid: i32,
+    /// Of its user namespace, if it is in one.
+    pub mappings: Option<Mappings>,
 }
 
 /// The container that process PID of the host stands for.
 pub type Neighbours<'a> = &'a dyn Fn(i32) -> Option<Neighbour>;
+
+/// The user namespace of a specification.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) enum User {
+    /// The machine's.
+    #[default]
+    None,
+    /// One of its own.
+    New,
+    /// Another container's, with these mappings.
+    Joined(Mappings),
+}
+
 /// What the namespaces of a specification say of the host.
+#[derive(Default)]
 pub(super) struct Namespaces {
     pub(super) network: Option<PathBuf>,
     pub(super) own_network: bool,
     pub(super) machine: Option<String>,
+    pub(super) user: User,
 }
 
 impl Namespaces {
@@ -37,14 +55,20 @@ impl Namespaces {
         of: Neighbours,
     ) -> Result<Namespaces, BundleError> {
         let refuse = |reason: String| Err(field("linux.namespaces", reason));
-        let mut this = Namespaces { network: None, own_network: false, machine: None };
+        let mut this = Namespaces::default();
         let mut joined: Option<Neighbour> = None;
         for (index, namespace) in linux.namespaces().iter().flatten().enumerate() {
             let kind = namespace.typ();
             let path = namespace.path().clone().filter(|path| !path.as_os_str().is_empty());
             let is_network = kind == LinuxNamespaceType::Network;
             this.own_network |= is_network;
-            let Some(path) = path else { continue };
+            let is_user = kind == LinuxNamespaceType::User;
+            let Some(path) = path else {
+                if is_user {
+                    this.user = User::New;
+                }
+                continue;
+            };
             let neighbour = process_of(&path).and_then(|(pid, file)| Some((of(pid)?, file)));
             match neighbour {
                 Some((neighbour, file)) => {
@@ -52,6 +76,14 @@ impl Namespaces {
                         Value::String(format!("/proc/{}/ns/{file}", neighbour.guest_pid));
                     if joined.as_ref().is_some_and(|other| other.machine != neighbour.machine) {
                         return refuse(format!("{} is of another machine", path.display()));
+                    }
+                    match &neighbour.mappings {
+                        Some(mappings) if is_user => this.user = User::Joined(mappings.clone()),
+                        None if is_user => {
+                            let reason = "its container is in no user namespace";
+                            return refuse(format!("{}: {reason}", path.display()));
+                        }
+                        _ => {}
                     }
                     joined = Some(neighbour);
                 }

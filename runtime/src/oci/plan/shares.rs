@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 
 use super::super::bundle::{Bundle, BundleError, field};
 use super::MEMORY;
+use super::ids::Ids;
 use crate::sandbox::ShareConfig;
 
 type Places<'a> =
@@ -22,6 +23,7 @@ pub(super) fn share_mount(
     mount: &Mount,
     bundle: &Bundle,
     entry: &mut Value,
+    ids: &Ids,
     (shares, sources, volumes): Places,
 ) -> Result<(), BundleError> {
     let options = mount.options().clone().unwrap_or_default();
@@ -51,11 +53,13 @@ pub(super) fn share_mount(
         volumes.push(volume);
         return Ok(());
     }
+    let ids = ids.bind(mount, entry)?;
     let share = ShareConfig {
         name: format!("m{index}"),
         kind: ShareKind::Live,
         source: path,
         read_only: (has("ro") && !has("rw")) || has("rro"),
+        ids,
     };
     let key = share.guest_path();
     entry["source"] = Value::String(key.clone());
@@ -72,5 +76,7 @@ fn memory_volume(path: &Path) -> Option<MemoryVolume> {
     (fs.filesystem_type() == nix::sys::statfs::TMPFS_MAGIC).then(|| MemoryVolume {
         name: format!("{:x}-{:x}", metadata.dev(), metadata.ino()),
         size: fs.blocks().saturating_mul(block),
+        uid: metadata.uid(),
+        gid: metadata.gid(),
     })
 }

@@ -1,6 +1,8 @@
 use std::path::Path;
 
 use super::*;
+use crate::sandbox::ShareIds;
+use crate::sandbox::ids::Mapping;
 
 fn bundle(spec: Value) -> (tempfile::TempDir, Result<Bundle, BundleError>) {
     let dir = tempfile::tempdir().unwrap();
@@ -91,4 +93,103 @@ fn the_guest_gets_only_its_own_hooks() {
     let hooks = json!({"prestart": [{"path": "/a"}], "startContainer": [{"path": "/b"}]});
     let plan = plan(&json!({ "hooks": hooks })).unwrap();
     assert_eq!(plan.spec["hooks"], json!({"startContainer": [{"path": "/b"}]}));
+}
+
+#[test]
+fn ids_of_the_host_are_the_machines() {
+    let map =
+        |container, host, size| json!([{"containerID": container, "hostID": host, "size": size}]);
+    let spec = json!({
+        "linux": {
+            "namespaces": [{"type": "user"}],
+            "uidMappings": map(0, 100_000, 65_000), "gidMappings": map(0, 200_000, 1000),
+        },
+        "mounts": [
+            {"destination": "/a", "source": "data", "options": ["bind"]},
+            {"destination": "/b", "source": "data", "options": ["bind", "ridmap,ro"]},
+            {"destination": "/c", "source": "data", "options": ["bind"],
+                "uidMappings": map(0, 300_000, 10), "gidMappings": map(0, 5, 1)},
+        ],
+    });
+    let plan = plan(&spec).unwrap();
+    let high = |ranges: &[(u32, u32)]| High::of(ranges.iter().copied()).unwrap();
+    assert_eq!(plan.ids.uids, high(&[(100_000, 65_000), (300_000, 10)]));
+    assert_eq!(plan.ids.gids, high(&[(200_000, 1000)]));
+    let own = plan.mappings.clone().unwrap();
+    let of: Vec<_> = plan.shares.iter().map(|share| share.ids.clone()).collect();
+    assert_eq!(of[..2], [ShareIds::User(own.clone()), ShareIds::User(own.clone())]);
+    assert_eq!(of[2], ShareIds::Mount(own.clone()));
+    assert!(matches!(&of[3], ShareIds::Mount(other) if *other != own));
+    // The guest makes the user namespace, and has nothing to map.
+    assert_eq!(plan.spec["linux"]["uidMappings"], map(0, 100_000, 65_000));
+    assert_eq!(plan.spec["mounts"][1]["options"], json!(["bind", "ro"]));
+    assert_eq!(plan.spec["mounts"][2].get("uidMappings"), None);
+}
+
+#[test]
+fn a_process_brings_its_own_ids() {
+    let user = json!({"uid": 1_000_680_000, "gid": 0, "additionalGids": [70_000, 7]});
+    let process = json!({"cwd": "/", "args": ["sh"], "user": user});
+    let plan = plan(&json!({ "process": process })).unwrap();
+    assert_eq!(plan.ids.uids, High::of([(1_000_680_000, 1)]).unwrap());
+    assert_eq!(plan.ids.gids, High::of([(70_000, 1)]).unwrap());
+    assert_eq!(plan.shares[0].ids, ShareIds::Machine);
+}
+
+#[test]
+fn a_joined_user_namespace_has_its_owners_ids() {
+    let mapping = Mapping { container: 0, host: 100_000, size: 10 };
+    let mappings = Both { uids: vec![mapping], gids: vec![mapping] };
+    let neighbour = |pid| {
+        let (machine, mappings) = ("first".into(), Some(mappings.clone()));
+        Some(Neighbour { machine, monitor: pid, guest_pid: 42, mappings })
+    };
+    let own = format!("/proc/{}/ns", std::process::id());
+    let dummy = json!([{"containerID": 0, "hostID": 0, "size": 1}]);
+    let (_dir, bundle) = bundle(spec(&json!({"linux": {
+        "namespaces": [
+            {"type": "user", "path": format!("{own}/user")},
+            {"type": "network", "path": format!("{own}/net")},
+        ],
+        "uidMappings": dummy, "gidMappings": dummy,
+    }})));
+    let plan = Plan::new("c1", &bundle.unwrap(), &neighbour).unwrap();
+    assert_eq!(plan.shares[0].ids, ShareIds::User(mappings.clone()));
+    assert_eq!(plan.spec["linux"]["namespaces"][0]["path"], "/proc/42/ns/user");
+    assert_eq!(plan.spec["linux"].get("uidMappings"), None);
+    assert_eq!(plan.ids.uids, High::of([(100_000, 10)]).unwrap());
+}
+
+#[test]
+fn mappings_that_make_no_sense_are_named() {
+    let map = |list: &[(u32, u32, u32)]| {
+        let one = |&(container, host, size): &(u32, u32, u32)| json!({"containerID": container, "hostID": host, "size": size});
+        list.iter().map(one).collect::<Value>()
+    };
+    let linux = |uids: Value| {
+        let namespaces = [json!({"type": "user"})];
+        json!({"linux": {
+            "namespaces": namespaces, "uidMappings": uids, "gidMappings": map(&[(0, 0, 1)]),
+        }})
+    };
+    let volume = |more: Value| {
+        let mut mount =
+            json!({"destination": "/a", "source": "data", "options": ["bind", "idmap"]});
+        mount["uidMappings"] = more;
+        json!({ "mounts": [mount] })
+    };
+    let cases = [
+        (linux(map(&[(0, 100_000, 70_000)])), "uidMappings: a machine can have 65536"),
+        (linux(map(&[(0, 100_000, 0)])), "linux.uidMappings: "),
+        (linux(map(&[(0, 100, 10), (20, 105, 10)])), "linux.uidMappings: "),
+        (linux(map(&[(0, 100, 10), (9, 200, 10)])), "linux.uidMappings: "),
+        (linux(map(&[(1, u32::MAX, 2)])), "linux.uidMappings: "),
+        (linux(Value::Null), "linux.uidMappings, linux.gidMappings: "),
+        (volume(Value::Null), "mounts[/a]: idmap needs"),
+        (volume(map(&[(0, 1, 1)])), "mounts[/a].uidMappings, mounts[/a].gidMappings: "),
+    ];
+    for (more, words) in cases {
+        let error = plan(&more).unwrap_err().to_string();
+        assert!(error.starts_with(words), "{error}");
+    }
 }
