@@ -16,6 +16,9 @@ pub struct Options {
     /// Guest memory in MiB
     #[arg(long)]
     memory: u32,
+    /// vCPUs to which the machine could grow, of which it has one
+    #[arg(long, default_value_t = 1)]
+    room: u8,
     /// Words for the kernel's command line
     cmdline: Vec<String>,
 }
@@ -35,7 +38,7 @@ pub fn boot(options: &Options) -> Result<f64> {
         directory: directory.path().join("sandbox"),
         uids: directory.path().join("uids"),
         shape,
-        max_vcpus: shape.vcpus,
+        max_vcpus: options.room,
         shares: Vec::new(),
         cmdline: options.cmdline.clone(),
         boot_timeout: Duration::from_secs(60),
