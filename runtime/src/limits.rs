@@ -17,8 +17,9 @@ pub const GUEST_OVERHEAD_MIB: u32 = 64;
 pub const VMM_HEADROOM_MIB: u64 = 64;
 /// Smallest limit, as docker's.
 pub const MIN_MEMORY: u64 = 6 * MIB;
-/// vCPUs to which a machine can grow, where the host has as many CPUs: what each costs
-/// that never comes is measured in kernel-config/README.md.
+/// vCPUs to which a machine can grow, where the host has as many CPUs. The guest's kernel
+/// has an area and a device for each, also for those that never come; the areas of eight
+/// fit into the one block of 2 MiB that it takes for them anyway.
 pub const GROWTH_VCPUS: u8 = 8;
 /// Most vCPUs of one machine.
 pub const MAX_VCPUS: u32 = protocol::machine::MAX_VCPUS as u32;

@@ -17,6 +17,9 @@ pub struct Options {
     /// Guest memory in MiB
     #[arg(long)]
     memory: u32,
+    /// vCPUs to which the machine could grow, of which it has one
+    #[arg(long, default_value_t = 1)]
+    room: u8,
     /// Words for the kernel's command line
     cmdline: Vec<String>,
 }
@@ -36,8 +39,8 @@ pub fn boot(options: &Options) -> Result<f64> {
         directory: directory.path().join("sandbox"),
         uids: directory.path().join("uids"),
         shape,
-        max_vcpus: shape.vcpus,
         ids: Both::default(),
+        max_vcpus: options.room,
         shares: Vec::new(),
         cmdline: options.cmdline.clone(),
         apparmor: false,
