@@ -48,7 +48,9 @@ Requires=dbus.socket
 ExecStart=/usr/bin/dbus-daemon --system --address=systemd: --nofork --nopidfile --systemd-activation --syslog-only
 END
 mount --make-rshared /
-export container=bulkhead SYSTEMD_UNIT_PATH=/run/units SYSTEMD_LOG_TARGET=console
+# Where it keeps what it was told of its units, beside ours.
+export SYSTEMD_UNIT_PATH=/run/systemd/system.control:/run/systemd/transient:/run/units
+export container=bulkhead SYSTEMD_LOG_TARGET=console
 exec /lib/systemd/systemd --system --unit=quiet.target --show-status=no
 "#;
 

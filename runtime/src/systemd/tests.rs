@@ -281,7 +281,7 @@ fn a_scope_begins_with_its_process_and_limits() {
     assert_eq!(calls[0].0, "StartTransientUnit");
     for wanted in [
         "PIDs=Array(Array { elements: [U32(42)]",
-        "Slice=Str(Str(\"a-b.slice\"))",
+        "Slice=Str(\"a-b.slice\")",
         "Delegate=Bool(true)",
         "DefaultDependencies=Bool(false)",
         "AllowedCPUs=Array(Array { elements: [U8(1)]",
