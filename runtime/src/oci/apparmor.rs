@@ -4,18 +4,23 @@
 
 use std::fs::File;
 use std::io::Read;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use protocol::apparmor::{MAX_BYTES, MAX_PROFILES, Policy};
 
 use super::bundle::{BundleError, field};
+use crate::sys::mounts;
 
 /// Whether AppArmor is enabled: `Y` (`security/apparmor/lsm.c`).
 const ENABLED: &str = "/sys/module/apparmor/parameters/enabled";
-/// The policy of this process's AppArmor namespace (`security/apparmor/apparmorfs.c`).
-const POLICY: &str = "/sys/kernel/security/apparmor/policy";
+/// The policy of this process's AppArmor namespace (`security/apparmor/apparmorfs.c`), in
+/// securityfs.
+const POLICY: &str = "apparmor/policy";
+/// Where securityfs is mounted, if it is.
+const SECURITYFS: &str = "/sys/kernel/security";
 
-/// Whether the host's kernel runs with AppArmor, and engines see it.
+/// Whether the host's kernel runs with AppArmor.
 pub fn enabled() -> bool {
     Kernel::host().enabled()
 }
@@ -39,11 +44,25 @@ const UNCONFINED: &str = "unconfined";
 struct Kernel {
     enabled: PathBuf,
     policy: PathBuf,
+    /// What `policy` leads through.
+    _mount: Option<OwnedFd>,
 }
 
 impl Kernel {
     fn host() -> Kernel {
-        Kernel { enabled: ENABLED.into(), policy: POLICY.into() }
+        let enabled = PathBuf::from(ENABLED);
+        let policy = Path::new(SECURITYFS).join(POLICY);
+        // podman hides what is mounted there from the runtime of a container with ids of
+        // its own.
+        let hidden = enabled.exists() && !policy.is_dir();
+        let mount = hidden.then(|| mounts::detached(c"securityfs").ok()).flatten();
+        let policy = match &mount {
+            Some(mount) => {
+                Path::new("/proc/self/fd").join(mount.as_raw_fd().to_string()).join(POLICY)
+            }
+            None => policy,
+        };
+        Kernel { enabled, policy, _mount: mount }
     }
 
     fn enabled(&self) -> bool {
@@ -55,7 +74,8 @@ impl Kernel {
     fn policies(&self, label: &str) -> Result<Vec<Policy>, String> {
         if !self.enabled() {
             return Err(format!(
-                "AppArmor is not enabled on this host, or securityfs is not mounted: there is no {}",
+                "AppArmor is not enabled on this host, or securityfs cannot be mounted: there is \
+                 no {}",
                 self.policy.display()
             ));
         }
@@ -163,7 +183,7 @@ mod tests {
                 fs::write(directory.join("raw_data"), policy).unwrap();
             }
         }
-        let kernel = Kernel { enabled: at("enabled"), policy: at("policy") };
+        let kernel = Kernel { enabled: at("enabled"), policy: at("policy"), _mount: None };
         (place, kernel)
     }
 

@@ -11,6 +11,9 @@ const OPEN_TREE_CLONE: u32 = 1;
 const AT_RECURSIVE: u32 = 0x8000;
 const OPEN_TREE_CLOEXEC: u32 = libc::O_CLOEXEC as u32;
 const MOVE_MOUNT_F_EMPTY_PATH: u32 = 4;
+const FSOPEN_CLOEXEC: u32 = 1;
+const FSCONFIG_CMD_CREATE: u32 = 6;
+const FSMOUNT_CLOEXEC: u32 = 1;
 const MOUNT_ATTR_RDONLY: u64 = 0x1;
 const MOUNT_ATTR_NOSUID: u64 = 0x2;
 const MOUNT_ATTR_NODEV: u64 = 0x4;
@@ -53,6 +56,31 @@ fn open_tree(path: BorrowedFd, flags: u32) -> nix::Result<OwnedFd> {
     })?;
     // SAFETY: the kernel has just made this descriptor for us.
     Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
+}
+
+/// A mount of the kernel's own file system `kind`, without options. It is in no
+/// namespace and gone with its last descriptor.
+///
+/// # Errors
+/// As fsopen(2), fsconfig(2) and fsmount(2).
+pub fn detached(kind: &CStr) -> nix::Result<OwnedFd> {
+    // SAFETY: the name lives over the call.
+    let context =
+        Errno::result(unsafe { libc::syscall(libc::SYS_fsopen, kind.as_ptr(), FSOPEN_CLOEXEC) })?;
+    // SAFETY: the kernel has just made this descriptor for us.
+    let context = unsafe { OwnedFd::from_raw_fd(context as i32) };
+    let none = std::ptr::null::<libc::c_char>();
+    // SAFETY: this command takes neither key nor value.
+    Errno::result(unsafe {
+        libc::syscall(libc::SYS_fsconfig, context.as_raw_fd(), FSCONFIG_CMD_CREATE, none, none, 0)
+    })?;
+    let attributes = restrictions(true);
+    // SAFETY: fsmount takes a descriptor and flags.
+    let mount = Errno::result(unsafe {
+        libc::syscall(libc::SYS_fsmount, context.as_raw_fd(), FSMOUNT_CLOEXEC, attributes)
+    })?;
+    // SAFETY: the kernel has just made this descriptor for us.
+    Ok(unsafe { OwnedFd::from_raw_fd(mount as i32) })
 }
 
 /// Maps the ids of a detached mount by the user namespace `userns`, forbids
