@@ -69,16 +69,13 @@ both!(without_privileges_it_holds_as_well, |runtime| {
     assert_eq!(told, format!("1000\n{} (enforce)\nrefused\nfiltered\nwritten", profile.name));
 });
 
-both!(stacks_and_children_are_profiles_too, |runtime| {
-    let one = Profile::load("deny /denied/** w,\nprofile child {\nfile,\ndeny /allowed w,\n}");
+both!(stacks_are_profiles_too, |runtime| {
+    let one = Profile::load("deny /denied/** w,");
     let two = Profile::load("deny /allowed w,");
     let stack = format!("{}//&{}", one.name, two.name);
     let told = bundle(runtime, TELL, &stack).run().text();
     assert!(told.contains("(enforce)\nrefused\n") && !told.contains("written"), "{told}");
     assert!(told.contains(&one.name) && told.contains(&two.name), "{told}");
-    let child = format!("{}//child", one.name);
-    let told = bundle(runtime, TELL, &child).run().text();
-    assert_eq!(told, format!("{child} (enforce)\n"), "it may write to /denied alone");
 });
 
 both!(a_profile_that_is_not_loaded_is_an_error, |runtime| {
