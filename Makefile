@@ -11,7 +11,7 @@ build: ## Install what is missing, build everything into build/root
 demo: ## Run a real Debian image in its own microVM
 	cargo xtask demo
 
-test: ## Format, lints, unit tests, and the end-to-end suite on a real KVM
+test: ## Format, lints, unit tests, the agent's suite, and the end-to-end suite on a real KVM
 	cargo xtask test
 
 bench: ## Time a container's start, stage by stage

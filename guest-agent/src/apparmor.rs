@@ -6,8 +6,6 @@
 //! namespace) can mount it for itself, and change what is loaded: as it could on a host.
 
 use std::cell::RefCell;
-use std::collections::HashMap;
-use std::hash::{DefaultHasher, Hash, Hasher};
 use std::os::fd::OwnedFd;
 
 use nix::errno::Errno;
@@ -41,13 +39,19 @@ pub fn profile(name: Option<&str>, policies: &[Policy]) -> Result<Option<String>
     }
 }
 
-/// The profiles that are loaded, with a hash of their policy.
+/// Most profiles, and most bytes of policy, of one machine.
+const MOST: (usize, usize) = (4 * MAX_PROFILES, 4 * MAX_BYTES);
+
+/// What is loaded.
 #[derive(Debug, Default)]
-pub struct Loaded(RefCell<HashMap<String, u64>>);
+pub struct Loaded(RefCell<Vec<Policy>>);
 
 impl Loaded {
     /// Loads those of a call, but for what is loaded already: what changed on the host
     /// since then is replaced for all processes of the machine, as it is there.
+    ///
+    /// A policy brings the profiles along that were loaded with it, which the host may have
+    /// replaced since. So what is loaded of later revisions is loaded once more after it.
     ///
     /// # Errors
     /// When there are too many, or the kernel does not take one.
@@ -60,17 +64,38 @@ impl Loaded {
             );
             return Err(error(ErrorKind::Invalid, message));
         }
-        for policy in policies {
-            let mut hasher = DefaultHasher::new();
-            policy.binary.hash(&mut hasher);
-            let hash = hasher.finish();
-            if self.0.borrow().get(&policy.profile) != Some(&hash) {
-                load(policy)?;
-                self.0.borrow_mut().insert(policy.profile.clone(), hash);
-            }
+        let (all, begin) = joined(&self.0.borrow(), policies);
+        let bytes: usize = all.iter().map(|policy| policy.binary.len()).sum();
+        if all.len() > MOST.0 || bytes > MOST.1 {
+            let message = format!(
+                "{} AppArmor profiles of {bytes} bytes in one machine: the limits are {} and {}",
+                all.len(),
+                MOST.0,
+                MOST.1
+            );
+            return Err(error(ErrorKind::Invalid, message));
+        }
+        for policy in &all[begin..] {
+            load(policy)?;
+            // At once: should the next one fail, this one is in force.
+            let mut loaded = self.0.borrow_mut();
+            loaded.retain(|other| other.profile != policy.profile);
+            loaded.push(policy.clone());
         }
         Ok(())
     }
+}
+
+/// What is to be loaded when `new` comes to what is, by revisions, and how many of them
+/// can stay as they are.
+fn joined(loaded: &[Policy], new: &[Policy]) -> (Vec<Policy>, usize) {
+    let fresh: Vec<_> = new.iter().filter(|policy| !loaded.contains(policy)).collect();
+    let replaced = |old: &&Policy| !fresh.iter().any(|policy| policy.profile == old.profile);
+    let mut all: Vec<_> = loaded.iter().filter(replaced).chain(fresh.iter().copied()).collect();
+    // Stable: of two that came with one revision, which are the same policy, either goes.
+    all.sort_by_key(|policy| policy.revision);
+    let begin = all.iter().position(|policy| fresh.contains(policy)).unwrap_or(all.len());
+    (all.into_iter().cloned().collect(), begin)
 }
 
 fn load(policy: &Policy) -> Result<(), AgentError> {
@@ -113,9 +138,30 @@ fn open() -> Result<OwnedFd, Errno> {
 mod tests {
     use super::*;
 
+    fn policy(profile: &str, revision: u64, binary: &[u8]) -> Policy {
+        Policy { profile: profile.into(), revision, binary: binary.into() }
+    }
+
+    #[test]
+    fn what_the_host_loaded_later_stays_in_force() {
+        let names = |loaded: &[Policy], new: &[Policy]| {
+            let (all, begin) = joined(loaded, new);
+            let name = |policy: &Policy| format!("{}{}", policy.profile, policy.revision);
+            all[begin..].iter().map(name).collect::<Vec<_>>().join(" ")
+        };
+        // The policy of `a` has an old `b` in it.
+        let (a, b) = (policy("a", 3, b"ab"), policy("b", 5, b"b"));
+        assert_eq!(names(std::slice::from_ref(&b), std::slice::from_ref(&a)), "a3 b5");
+        assert_eq!(names(std::slice::from_ref(&a), std::slice::from_ref(&b)), "b5");
+        assert_eq!(names(&[], &[b.clone(), a.clone()]), "a3 b5");
+        assert_eq!(names(&[a.clone(), b.clone()], &[b.clone(), a.clone()]), "");
+        assert_eq!(names(&[a, b.clone()], &[policy("a", 9, b"a")]), "a9");
+        assert_eq!(names(&[b], &[policy("b", 4, b"b4")]), "b4");
+    }
+
     #[test]
     fn a_profile_needs_its_policy() {
-        let policy = Policy { profile: "a".into(), binary: vec![1] };
+        let policy = policy("a", 1, &[1]);
         for nothing in [None, Some(""), Some("unconfined")] {
             assert_eq!(profile(nothing, &[]).unwrap(), None);
         }
@@ -126,7 +172,7 @@ mod tests {
 
     #[test]
     fn too_much_policy_is_refused() {
-        let policy = |bytes| Policy { profile: "a".into(), binary: vec![0; bytes] };
+        let policy = |bytes| policy("a", 0, &vec![0; bytes]);
         for policies in [vec![policy(MAX_BYTES), policy(1)], vec![policy(0); MAX_PROFILES + 1]] {
             let error = Loaded::default().load(&policies).unwrap_err();
             assert_eq!(error.kind, ErrorKind::Invalid);

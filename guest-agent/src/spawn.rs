@@ -96,9 +96,18 @@ pub fn spawn<P: Serialize>(start: Start, plan: &P) -> Result<Spawned, AgentError
             Side::Child => child(),
         })?,
     };
-    if new_user {
-        map_users(pid, namespaces)?;
-        channel::go(ours.as_fd()).system(|| "waking the role".into())?;
+    let begin = || {
+        if new_user {
+            map_users(pid, namespaces)?;
+            channel::go(ours.as_fd()).system(|| "waking the role".into())?;
+        }
+        Ok(())
+    };
+    if let Err(error) = begin() {
+        // It waits for what will not come, and nobody else knows of it.
+        let _ = crate::sys::process::signal(pidfd.as_fd(), libc::SIGKILL);
+        let _ = crate::sys::process::reap(pidfd.as_fd());
+        return Err(error);
     }
     let role = RoleHandle::new(ours).system(|| "watching a socket".into())?;
     Ok(Spawned { pid, pidfd, role })

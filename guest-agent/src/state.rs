@@ -4,7 +4,7 @@
 //! Create -> Building -> Created -> Start -> Started -> (its process ends) -> Delete
 //! ```
 
-use std::cell::{Cell, RefCell};
+use std::cell::RefCell;
 use std::collections::HashMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::rc::Rc;
@@ -75,8 +75,6 @@ pub struct Container {
     pub init: Rc<Process>,
     /// How far it has come.
     pub phase: RefCell<Phase>,
-    /// Whether it was frozen by a call.
-    pub frozen: Cell<bool>,
     execs: RefCell<HashMap<String, Option<Rc<Process>>>>,
 }
 
@@ -93,7 +91,7 @@ pub struct Process {
 
 /// How a process ended, without what the cgroup knows.
 #[derive(Debug, Clone, Copy)]
-struct Ended {
+pub(crate) struct Ended {
     code: Option<u8>,
     signal: Option<i32>,
 }
@@ -134,7 +132,7 @@ impl Process {
 
 /// Waits for a child's end by its pidfd and collects its status. Nobody else
 /// waits for it: PID 1's children are others.
-async fn reap(pidfd: &AsyncFd<OwnedFd>) -> Ended {
+pub(crate) async fn reap(pidfd: &AsyncFd<OwnedFd>) -> Ended {
     loop {
         let Ok(mut guard) = pidfd.readable().await else {
             return Ended { code: None, signal: None };
@@ -165,7 +163,6 @@ impl Container {
             volumes: Vec::new(),
             init,
             phase: RefCell::new(Phase::Created(role)),
-            frozen: Cell::new(false),
             execs: RefCell::default(),
         }
     }

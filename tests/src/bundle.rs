@@ -57,6 +57,11 @@ impl Bundle {
         Bundle { directory, runtime, root, before: Vec::new(), options: Vec::new(), id, config }
     }
 
+    /// Where the runtime keeps its state.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
     /// One of the same runtime with the same `--root`. Drop it first.
     pub fn beside(&self, script: &str) -> Bundle {
         let mut other = Bundle::new(self.runtime, script);

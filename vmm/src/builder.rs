@@ -181,7 +181,7 @@ pub fn build(
     for (index, fd) in vcpus.into_iter().enumerate() {
         let prepare = confined(&filters, ThreadKind::Vcpu);
         let handle = VcpuHandle::spawn(index as u8, fd, context.clone(), prepare)
-            .map_err(|error| at("vcpus")(&error))?;
+            .map_err(|(error, _)| at("vcpus")(&error))?;
         handles.push(handle);
     }
     jail::confine(&filters, ThreadKind::Main).map_err(|error| at("jail")(&error))?;
@@ -193,6 +193,7 @@ pub fn build(
         counters,
         vm,
         memory,
+        spare: None,
         loops,
         max_vcpus,
         context,

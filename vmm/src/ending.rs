@@ -2,9 +2,23 @@
 //! thread, which reports it.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 
 use vmm_sys_util::eventfd::EventFd;
+
+/// Whether a thread has panicked. It is parked then, with whatever others wait for.
+static PANICKED: AtomicBool = AtomicBool::new(false);
+
+/// Lets those who wait for a thread know that one has panicked.
+pub fn give_up() {
+    PANICKED.store(true, Ordering::Release);
+}
+
+/// Whether waiting for another thread may be in vain.
+pub fn given_up() -> bool {
+    PANICKED.load(Ordering::Acquire)
+}
 
 /// Why the machine must end. The main thread adds the console's last lines and
 /// makes a `protocol::machine::ExitReason` of it.

@@ -10,11 +10,17 @@
 use std::any::Any;
 use std::collections::HashMap;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use vmm_sys_util::eventfd::EventFd;
+
+use crate::ending::given_up;
+
+/// How often one who waits for a loop looks whether it is in vain.
+const PATIENCE: Duration = Duration::from_millis(100);
 
 /// What a handler may do to its own registration while it runs.
 pub struct Registration<'a> {
@@ -167,13 +173,18 @@ impl EventLoop {
     }
 
     /// Runs `work` on the loop's thread, between two events, and waits for it.
-    /// `None` when the thread is gone.
+    /// `None` when the thread is gone, or another has panicked meanwhile.
     pub fn run<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> Option<T> {
         let (sender, receiver) = channel();
         self.send(Message::Run(Box::new(move || {
             let _ = sender.send(work());
         })));
-        receiver.recv().ok()
+        loop {
+            match receiver.recv_timeout(PATIENCE) {
+                Err(RecvTimeoutError::Timeout) if !given_up() => {}
+                other => return other.ok(),
+            }
+        }
     }
 
     fn send(&self, message: Message) {

@@ -4,6 +4,7 @@ use std::error::Error;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use kvm_ioctls::VcpuFd;
 use protocol::machine::{Size, Stats};
 
 use crate::builder::Devices;
@@ -31,6 +32,8 @@ pub struct Machine {
     pub memory: Memory,
     /// Threads of the devices.
     pub(crate) loops: Loops,
+    /// The next vCPU, where something failed after KVM had made it: KVM makes none twice.
+    pub(crate) spare: Option<VcpuFd>,
     /// CPUs that the guest's kernel made room for.
     pub(crate) max_vcpus: u8,
     /// For vCPUs that are added.
@@ -79,9 +82,13 @@ impl Machine {
             added.map_err(|error| in_words(&format!("vCPU {index} cannot be added"), &*error))?;
         }
         let vm = &self.vm;
+        let before = self.memory.mib();
         self.memory
             .grow(wanted.memory_mib, |new| vm.add_memory(new))
             .map_err(|error| in_words("the memory cannot be added", &error))?;
+        if self.memory.mib() == before {
+            return Ok(());
+        }
         // Before the guest is told: see `GrowingRam`.
         self.devices.grown(&self.loops, u64::from(self.memory.mib()) << 20)
     }
@@ -89,9 +96,17 @@ impl Machine {
     /// A vCPU that waits for the guest to wake it up, by INIT and SIPI. A guest that does
     /// so before it is there waits in vain.
     fn add_vcpu(&mut self, index: u8) -> Result<(), Box<dyn Error>> {
-        let fd = self.vm.fd.create_vcpu(u64::from(index));
-        let fd = fd.map_err(refused("a vCPU (KVM_CREATE_VCPU)"))?;
-        setup::configure(&self.vm, &fd, index, self.max_vcpus)?;
+        let fd = match self.spare.take() {
+            Some(fd) => fd,
+            None => {
+                let fd = self.vm.fd.create_vcpu(u64::from(index));
+                fd.map_err(refused("a vCPU (KVM_CREATE_VCPU)"))?
+            }
+        };
+        if let Err(error) = setup::configure(&self.vm, &fd, index, self.max_vcpus) {
+            self.spare = Some(fd);
+            return Err(error.into());
+        }
         let filters = self.filters.clone();
         // Its capabilities are this thread's: none.
         let confine = move || {
@@ -99,7 +114,13 @@ impl Machine {
                 panic!("cannot confine the thread of a vCPU that was added: {error}");
             }
         };
-        let vcpu = VcpuHandle::spawn(index, fd, self.context.clone(), confine)?;
+        let vcpu = match VcpuHandle::spawn(index, fd, self.context.clone(), confine) {
+            Ok(vcpu) => vcpu,
+            Err((error, fd)) => {
+                self.spare = Some(fd);
+                return Err(error.into());
+            }
+        };
         if self.running {
             vcpu.resume();
         }

@@ -100,7 +100,10 @@ pub enum MemoryError {
 pub struct Memory {
     file: Arc<File>,
     boot_mib: u32,
-    added: Option<growth::Added>,
+    /// Length of the file, which never shrinks.
+    length: u64,
+    reserved: Option<growth::Reserved>,
+    added_mib: u32,
     ram: GrowingRam,
 }
 
@@ -134,7 +137,8 @@ impl Memory {
         nix::fcntl::fcntl(&file, seal).map_err(memfd)?;
         let file = Arc::new(file);
         let ram = Arc::new(map(mib, &file)?).into();
-        Ok(Memory { file, boot_mib: mib, added: None, ram })
+        let length = u64::from(mib) << 20;
+        Ok(Memory { file, boot_mib: mib, length, reserved: None, added_mib: 0, ram })
     }
 
     /// For those who serve the guest.

@@ -16,7 +16,7 @@ use protocol::machine::{Command, Event, ExitReason, Reply, Request, Size};
 
 use crate::builder;
 use crate::control::{Control, ControlError};
-use crate::ending::{Ending, Endings, Reporter, endings};
+use crate::ending::{Ending, Endings, Reporter, endings, give_up};
 use crate::event_loop::borrow;
 use crate::machine::Machine;
 
@@ -89,6 +89,7 @@ fn report_panics(reporter: Reporter) {
         let message = info.to_string();
         eprintln!("bulkhead-vmm: {thread}: {message}");
         reporter.report(Ending::Internal { thread, message });
+        give_up();
         // The main thread reports it and ends the process before abort would;
         // if the main thread is the one that panicked, abort is the report.
         if std::thread::current().name() != Some("main") {

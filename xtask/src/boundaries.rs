@@ -52,11 +52,6 @@ const RULES: [Rule; 11] = [
         may: &["bulkhead-protocol", "bulkhead-runtime-lib"],
         never: &["kvm-ioctls", "vm-memory", "oci-client", "tar"],
     },
-    Rule {
-        package: "bulkhead-shim",
-        may: &["bulkhead-runtime-lib"],
-        never: &["kvm-ioctls", "vm-memory"],
-    },
     Rule { package: "bulkhead-tests", may: &[], never: &[] },
     Rule {
         package: "bulkhead-bench",

@@ -127,10 +127,20 @@ impl Cgroup {
         let value = if frozen { "1" } else { "0" };
         self.write("cgroup.freeze", value).map_err(system("writing cgroup.freeze"))?;
         let done = || self.event("cgroup.events", "frozen") == Some(frozen.into());
-        match within(PATIENCE, done).await {
-            true => Ok(()),
-            false => Err(system("freezing the container")(Errno::ETIMEDOUT)),
+        if within(PATIENCE, done).await {
+            return Ok(());
         }
+        if frozen {
+            // Not later, when nobody knows of it.
+            self.write("cgroup.freeze", "0").map_err(system("writing cgroup.freeze"))?;
+        }
+        Err(system("freezing the container")(Errno::ETIMEDOUT))
+    }
+
+    /// Whether it is frozen, or about to be: whoever asked for it may not have waited.
+    pub fn is_frozen(&self) -> bool {
+        let text = std::fs::read_to_string(self.path.join("cgroup.freeze"));
+        text.is_ok_and(|text| text.trim() == "1")
     }
 
     /// Kills every process in it.
@@ -146,9 +156,8 @@ impl Cgroup {
         if signal == libc::SIGKILL {
             return self.write("cgroup.kill", "1").map_err(system("writing cgroup.kill"));
         }
-        let signal = nix::sys::signal::Signal::try_from(signal).map_err(system("the signal"))?;
         for pid in self.pids() {
-            match nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), signal) {
+            match crate::sys::process::kill(pid, signal) {
                 Ok(()) | Err(Errno::ESRCH) => {}
                 Err(source) => return Err(system(format!("signalling process {pid}"))(source)),
             }

@@ -28,7 +28,7 @@ pub async fn handle(agent: &Rc<Agent>, exec: Exec) -> Result<Return, AgentError>
         let message = format!("container {} is not running", container.id);
         return Err(error(ErrorKind::State, message));
     }
-    if container.frozen.get() {
+    if container.cgroup.is_frozen() {
         return Err(error(ErrorKind::State, format!("container {} is paused", container.id)));
     }
     container.reserve_exec(id)?;

@@ -14,6 +14,5 @@ pub async fn handle(agent: &Rc<Agent>, id: &str, frozen: bool) -> Result<Return,
         return Err(error(ErrorKind::State, format!("the process of container {id} has ended")));
     }
     container.cgroup.freeze(frozen).await.map_err(|error| super::create::failed(&error))?;
-    container.frozen.set(frozen);
     Ok(Return::Done)
 }

@@ -4,32 +4,88 @@
 //! by sysfs: see Documentation/admin-guide/mm/memory-hotplug.rst, "probe", and
 //! Documentation/core-api/cpu_hotplug.rst. What is in use already is left as it is.
 
-use std::io::ErrorKind as Io;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
+use std::time::Duration;
 
 use protocol::agent::{AgentError, ErrorKind, Return};
 use protocol::machine::{AddedMemory, MAX_VCPUS};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
 
 use crate::error::{SystemContext, error};
+use crate::roles::channel::{self, Channel, FromRole, RoleHandle};
+use crate::state::reap;
+use crate::sys::clone::{Request, Side, clone, exit};
+use crate::sys::{poll, process};
 
 const CPUS: &str = "/sys/devices/system/cpu";
 const MEMORY: &str = "/sys/devices/system/memory";
 
-/// Memory first: it is what a machine lacks that is short of it.
+/// How long it may take: less than the host waits.
+const PATIENCE: Duration = Duration::from_secs(45);
+
+/// Done by a process of its own: the kernel works while one writes, and takes a lock that
+/// a container which may write to /sys can hold.
 pub async fn handle(memory: Option<AddedMemory>, vcpus: u8) -> Result<Return, AgentError> {
-    if let Some(added) = memory {
-        let size = block_size()?;
-        for block in blocks(added, size)? {
-            add_block(block, size)?;
-            // Each takes milliseconds; others have calls under way.
-            tokio::task::yield_now().await;
+    let (ours, theirs) = channel::pair().system(|| "creating a socket pair".into())?;
+    let helper = match clone(&Request::default()).system(|| "cloning a helper".into())? {
+        Side::Parent(_, pidfd) => Helper::of(pidfd)?,
+        Side::Child => {
+            drop(ours);
+            let told = match grow(memory, vcpus) {
+                Ok(()) => FromRole::Ready,
+                Err(error) => FromRole::Failed(error),
+            };
+            let _ = Channel::new(theirs).send(&told, None);
+            exit(0)
+        }
+    };
+    drop(theirs);
+    let ours = RoleHandle::new(ours).system(|| "watching a socket".into())?;
+    let told = tokio::time::timeout(PATIENCE, ours.receive()).await;
+    drop(helper);
+    match told.map(|told| told.system(|| "listening to a helper".into())) {
+        Ok(Ok(Some((FromRole::Ready, _)))) => Ok(Return::Done),
+        Ok(Ok(Some((FromRole::Failed(error), _)))) => Err(error),
+        Ok(Err(error)) => Err(error),
+        Ok(Ok(_)) => Err(error(ErrorKind::System, "a helper ended without a word")),
+        Err(_) => {
+            let message = format!(
+                "the guest's kernel did not take CPUs and memory into use within {} s",
+                PATIENCE.as_secs()
+            );
+            Err(error(ErrorKind::System, message))
         }
     }
-    for cpu in 1..vcpus.min(MAX_VCPUS) {
-        bring_online(cpu)?;
-        tokio::task::yield_now().await;
+}
+
+/// A process that ends with its owner, also when the host has hung up.
+struct Helper(Option<AsyncFd<OwnedFd>>);
+
+impl Helper {
+    fn of(pidfd: OwnedFd) -> Result<Helper, AgentError> {
+        let watched = poll::watch(pidfd, Interest::READABLE);
+        watched.map(|pidfd| Helper(Some(pidfd))).system(|| "watching a helper".into())
     }
-    Ok(Return::Done)
+}
+
+impl Drop for Helper {
+    fn drop(&mut self) {
+        let Some(pidfd) = self.0.take() else { return };
+        let _ = process::signal(pidfd.get_ref().as_fd(), libc::SIGKILL);
+        // Where it waits for a CPU it dies later.
+        tokio::task::spawn_local(async move { reap(&pidfd).await });
+    }
+}
+
+/// Memory first: it is what a machine lacks that is short of it.
+fn grow(memory: Option<AddedMemory>, vcpus: u8) -> Result<(), AgentError> {
+    if let Some(added) = memory {
+        let size = block_size()?;
+        blocks(added, size)?.try_for_each(|block| add_block(block, size))?;
+    }
+    (1..vcpus.min(MAX_VCPUS)).try_for_each(bring_online)
 }
 
 fn block_size() -> Result<u64, AgentError> {
@@ -57,17 +113,16 @@ fn blocks(added: AddedMemory, size: u64) -> Result<impl Iterator<Item = u64>, Ag
     }
 }
 
-/// The kernel has the block online as soon as it knows of it, as it is configured.
+/// As the kernel is configured it brings a block online as soon as it knows of it. But it
+/// does not say when that fails: it may lack the room for what it notes of the pages.
 fn add_block(address: u64, size: u64) -> Result<(), AgentError> {
     let state = Path::new(MEMORY).join(format!("memory{}/state", address / size));
-    match std::fs::read_to_string(&state) {
-        Ok(text) if text.trim() == "online" => return Ok(()),
-        // An earlier call found no room for what the kernel notes of its pages.
-        Ok(_) => return write(&state, "online"),
-        Err(cause) if cause.kind() == Io::NotFound => {}
+    match std::fs::exists(&state) {
+        Ok(true) => {}
+        Ok(false) => write(&Path::new(MEMORY).join("probe"), &format!("{address:#x}"))?,
         Err(cause) => return Err(cause).system(|| state.display().to_string()),
     }
-    write(&Path::new(MEMORY).join("probe"), &format!("{address:#x}"))
+    if read(&state)?.trim() == "online" { Ok(()) } else { write(&state, "online") }
 }
 
 fn bring_online(cpu: u8) -> Result<(), AgentError> {

@@ -8,5 +8,5 @@ use crate::state::{Agent, Phase};
 pub fn handle(agent: &Agent, id: &str) -> Result<Return, AgentError> {
     let container = agent.container(id)?;
     let started = matches!(*container.phase.borrow(), Phase::Started);
-    Ok(Return::Phase { started, frozen: container.frozen.get() })
+    Ok(Return::Phase { started, frozen: container.cgroup.is_frozen() })
 }

@@ -98,6 +98,15 @@ pub fn signal(pidfd: BorrowedFd, signal: i32) -> Result<(), Errno> {
     .map(drop)
 }
 
+/// Sends `signal` to process `pid`. (nix knows no real-time signal.)
+///
+/// # Errors
+/// ESRCH when it is gone, EINVAL when there is no such signal.
+pub fn kill(pid: i32, signal: i32) -> Result<(), Errno> {
+    // SAFETY: kill(2) touches no memory of this process.
+    super::check(unsafe { libc::kill(pid, signal) }.into()).map(drop)
+}
+
 /// Forks, for PID 1 only: the child is the agent.
 ///
 /// # Errors

@@ -492,7 +492,8 @@ async fn bad_specifications(client: &Client) -> Outcome {
     let mut config = spec(process(&["true"]));
     config["process"]["apparmorProfile"] = json!("odd");
     let mut odd = create("c", config, NONE);
-    odd.apparmor = vec![Policy { profile: "odd".into(), binary: b"no policy at all".to_vec() }];
+    odd.apparmor =
+        vec![Policy { profile: "odd".into(), revision: 1, binary: b"no policy at all".to_vec() }];
     let error = client.create(odd).await.unwrap_err();
     ensure!(error.message.contains("does not take the policy of \"odd\""), "{error:?}");
     for id in ["", "..", "a/b", "a b", ".x"] {

@@ -2,8 +2,6 @@
 
 use std::time::{Duration, Instant};
 
-use nix::sys::signal::Signal;
-
 use super::place::Place;
 use super::{Container, ContainerError, holder};
 use crate::signals::SignalNumber;
@@ -78,7 +76,7 @@ impl Place {
             // Still so: the number was not another's when it was opened.
             && holder::of(&lock) == Some(pid)
         {
-            let _ = process.signal(Signal::SIGKILL);
+            let _ = process.signal(libc::SIGKILL);
         }
     }
 }

@@ -89,9 +89,9 @@ impl Kernel {
                      (a//&b) are"
                 ));
             }
-            let binary = self.binary(profile)?;
+            let (revision, binary) = self.binary(profile)?;
             bytes += binary.len();
-            policies.push(Policy { profile: profile.into(), binary });
+            policies.push(Policy { profile: profile.into(), revision, binary });
         }
         if bytes > MAX_BYTES || policies.len() > MAX_PROFILES {
             return Err(format!(
@@ -103,7 +103,8 @@ impl Kernel {
         Ok(policies)
     }
 
-    fn binary(&self, profile: &str) -> Result<Vec<u8>, String> {
+    /// Revision and bytes of what was loaded for a profile.
+    fn binary(&self, profile: &str) -> Result<(u64, Vec<u8>), String> {
         let directory = self.find(profile).ok_or_else(|| {
             "it is not loaded on this host (apparmor_parser -r FILE loads one, aa-status tells \
              which are)"
@@ -115,7 +116,7 @@ impl Kernel {
             .and_then(|file| file.take(MAX_BYTES as u64 + 1).read_to_end(&mut binary));
         match read {
             Ok(0) => Err(format!("{} is empty", path.display())),
-            Ok(_) => Ok(binary),
+            Ok(_) => Ok((revision(&path)?, binary)),
             Err(error) => Err(format!(
                 "the host's kernel does not give its policy ({}: {error}): it needs \
                  CONFIG_SECURITY_APPARMOR_EXPORT_BINARY, and apparmor.export_binary=1 when the \
@@ -131,6 +132,17 @@ impl Kernel {
             .split("//")
             .try_fold(self.policy.clone(), |parent, name| named(&parent.join("profiles"), name))
     }
+}
+
+/// Of the policy at `raw_data`: the kernel has it beside what that link leads to.
+fn revision(raw_data: &Path) -> Result<u64, String> {
+    let place = raw_data.canonicalize().map_err(|error| {
+        format!("the host's kernel does not say where {} leads: {error}", raw_data.display())
+    })?;
+    let path = place.with_file_name("revision");
+    let text = std::fs::read_to_string(&path)
+        .map_err(|error| format!("cannot read {}: {error}", path.display()))?;
+    text.trim().parse().map_err(|_| format!("{} says {text:?}", path.display()))
 }
 
 /// The directory in `parent` that stands for `name`: called by what is left of the name,
@@ -180,7 +192,13 @@ mod tests {
             fs::create_dir_all(&directory).unwrap();
             fs::write(directory.join("name"), format!("{name}\n")).unwrap();
             if !policy.is_empty() {
-                fs::write(directory.join("raw_data"), policy).unwrap();
+                // As the kernel has it: a link into a directory of its own.
+                let data = at("policy/raw_data").join(name.replace('/', "."));
+                fs::create_dir_all(&data).unwrap();
+                fs::write(data.join("raw_data"), policy).unwrap();
+                fs::write(data.join("revision"), format!("{}\n", policy.len())).unwrap();
+                std::os::unix::fs::symlink(data.join("raw_data"), directory.join("raw_data"))
+                    .unwrap();
             }
         }
         let kernel = Kernel { enabled: at("enabled"), policy: at("policy"), _mount: None };
@@ -193,6 +211,7 @@ mod tests {
             Ok(policies) => policies
                 .iter()
                 .map(|policy| {
+                    assert_eq!(policy.revision, policy.binary.len() as u64);
                     format!("{}={} ", policy.profile, String::from_utf8_lossy(&policy.binary))
                 })
                 .collect(),

@@ -24,6 +24,7 @@ use crate::agent::{Agent, AgentError};
 use crate::container::chain;
 use crate::files::FileError;
 use crate::id;
+use crate::sandbox::ids::{Both, High};
 use crate::streams::forward::{Caught, follow_size};
 use crate::streams::terminal::RawTerminal;
 use crate::streams::{HostStdio, Input, Output, Streams, descriptors};
@@ -64,6 +65,7 @@ struct Order {
 /// When the container does not run, or the process cannot be started.
 pub fn detached(container: &Container, options: &ExecOptions) -> Result<i32, OciError> {
     running(container)?;
+    known(container, &options.process)?;
     let socket = connect(options)?;
     let mut words = options.globals.clone();
     words.push("exec-monitor".into());
@@ -82,6 +84,7 @@ pub fn detached(container: &Container, options: &ExecOptions) -> Result<i32, Oci
 /// As [`detached`].
 pub async fn foreground(container: &Container, options: ExecOptions) -> Result<Fate, OciError> {
     running(container)?;
+    known(container, &options.process)?;
     let wants_terminal = options.process["terminal"] == true;
     let (stdio, terminal) = match (connect(&options)?, wants_terminal) {
         (Some(socket), _) => stdio(Some(socket))?,
@@ -152,6 +155,29 @@ fn running(container: &Container) -> Result<(), OciError> {
         Status::Live(Live::Running | Live::Created) => Ok(()),
         status => Err(super::verbs::refuse(container, "exec in", status)),
     }
+}
+
+/// Refuses ids that the machine does not have: its files would be nobody's.
+fn known(container: &Container, process: &Value) -> Result<(), OciError> {
+    let plan = &container.record.plan;
+    if plan.mappings.is_some() {
+        // The container's own user namespace refuses what it does not map.
+        return Ok(());
+    }
+    let user = &process["user"];
+    let id = |value: &Value| value.as_u64().and_then(|id| u32::try_from(id).ok());
+    let more = user["additionalGids"].as_array().into_iter().flatten();
+    let gids = more.filter_map(id).chain(id(&user["gid"]));
+    let high = |ids: &mut dyn Iterator<Item = u32>| High::of(ids.map(|id| (id, 1)));
+    let ids = Both { uids: high(&mut id(&user["uid"]).into_iter()), gids: high(&mut { gids }) };
+    let machine = container.machine_ids()?;
+    let has = |all: &High, some: Result<High, _>| some.is_ok_and(|some: High| all.contains(&some));
+    if has(&machine.uids, ids.uids) && has(&machine.gids, ids.gids) {
+        return Ok(());
+    }
+    let reason = "an id above 65535 that the machine was not started with: config.json names it, \
+                  as a process's or in mappings, of the container that began the machine";
+    Err(super::bundle::field("process.user", reason).into())
 }
 
 fn connect(options: &ExecOptions) -> Result<Option<UnixStream>, OciError> {

@@ -9,10 +9,6 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::Arc;
 
-use nix::sys::signal::{Signal, kill};
-use nix::sys::wait::WaitStatus;
-use nix::unistd::Pid;
-
 use super::{Bundle, OciError};
 use crate::streams::forward::Caught;
 use crate::streams::terminal::RawTerminal;
@@ -21,7 +17,6 @@ use crate::sys::pidfd::PidFd;
 
 /// A container that this process waits for.
 pub struct Foreground {
-    pid: i32,
     process: PidFd,
     master: Option<OwnedFd>,
 }
@@ -57,7 +52,7 @@ impl Foreground {
                 packet.fds.into_iter().next()
             }
         };
-        Ok(Foreground { pid, process, master })
+        Ok(Foreground { process, master })
     }
 
     /// Waits for its end; its exit code as shells count.
@@ -72,7 +67,7 @@ impl Foreground {
     }
 
     async fn attend(self) -> Result<u8, OciError> {
-        let Foreground { pid, process, master } = self;
+        let Foreground { process, master } = self;
         let mut signals = Caught::begin().map_err(OciError::io("signals"))?;
         let process = Arc::new(process);
         let watched =
@@ -81,10 +76,8 @@ impl Foreground {
         let forward = async {
             loop {
                 let signal = signals.next().await;
-                if let Ok(signal) = Signal::try_from(signal) {
-                    // ESRCH: it ends this moment.
-                    let _ = kill(Pid::from_raw(pid), signal);
-                }
+                // An error: it ends this moment.
+                let _ = process.signal(signal);
             }
         };
         let resize = async {
@@ -98,15 +91,12 @@ impl Foreground {
             () = forward => {}
             () = resize => {}
         }
-        let status = process.wait().map_err(|errno| OciError::io("the monitor")(errno.into()))?;
+        let code =
+            process.wait_code().map_err(|errno| OciError::io("the monitor")(errno.into()))?;
         if let Some(terminal) = copied {
             terminal.finish();
         }
-        Ok(match status {
-            WaitStatus::Exited(_, code) => code as u8,
-            WaitStatus::Signaled(_, signal, _) => 128u8.saturating_add(signal as u8),
-            _ => 255,
-        })
+        Ok(code)
     }
 }
 

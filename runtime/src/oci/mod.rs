@@ -75,6 +75,12 @@ pub enum OciError {
     /// It has ended. In the words that containerd knows.
     #[error("container not running")]
     NotRunning,
+    /// A verb was killed, and the guest does not say what became of it.
+    #[error(
+        "a verb on container {0:?} was killed, and its guest does not answer: it may be running. \
+         `delete --force {0}` ends it"
+    )]
+    Unsettled(String),
     /// Not in this status.
     #[error("cannot {verb} container {id:?}: it is {status}")]
     State {

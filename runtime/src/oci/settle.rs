@@ -4,11 +4,16 @@
 //! writes the new phase down. Killed in between, it leaves the mark: whoever finds it,
 //! and nobody at work, asks the guest what became of it.
 
+use std::time::Duration;
+
 use protocol::agent::{Call, Return};
 
 use super::OciError;
 use super::store::{Container, Live, Lock, Phase, Status};
 use crate::agent::{Agent, AgentError};
+
+/// How long a guest may take to say so: engines ask for the state under locks of theirs.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Marks the phase before the guest is asked to change it.
 ///
@@ -74,8 +79,12 @@ pub(super) fn status(
 /// Whether it was started, and whether it is frozen.
 fn ask(container: &Container) -> Result<(bool, bool), OciError> {
     let call = Call::Phase { container: container.id().to_owned() };
-    let answer = super::event_loop()?
-        .block_on(async { Agent::connect(&container.machine_dir()).await?.call(call).await });
+    let answer = super::event_loop()?.block_on(async {
+        let machine = container.machine_dir();
+        let answer = async { Agent::connect(&machine).await?.call(call).await };
+        let late = AgentError::TimedOut { what: "phase", limit: PATIENCE };
+        tokio::time::timeout(PATIENCE, answer).await.unwrap_or(Err(late))
+    });
     match answer? {
         Return::Phase { started, frozen } => Ok((started, frozen)),
         _ => Err(AgentError::Nonsense("phase").into()),

@@ -15,6 +15,7 @@
 //! and whoever is killed leaves a state that tells the truth.
 
 use std::fs::{DirBuilder, File, Metadata, TryLockError};
+use std::io::Write;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -29,6 +30,7 @@ use crate::dirs;
 use crate::files::{read_json, write_json};
 use crate::limits::Shape;
 use crate::sandbox::LaunchTimings;
+use crate::sandbox::ids::{Both, High};
 use crate::time::Timestamp;
 
 /// Version of the files; another one is refused.
@@ -303,6 +305,19 @@ impl Container {
         }
     }
 
+    /// Which ids of the host its machine has.
+    ///
+    /// # Errors
+    /// When the container that began the machine is not to be found.
+    pub fn machine_ids(&self) -> Result<Both<High>, OciError> {
+        let Some(other) = &self.record.plan.machine else {
+            return Ok(self.record.plan.ids.clone());
+        };
+        let path = self.directory.with_file_name(other).join("record.json");
+        let record: Option<Record> = read_json(&path)?;
+        record.map(|record| record.plan.ids).ok_or_else(|| OciError::NotFound(other.clone()))
+    }
+
     /// The cgroup of its VMM, when the machine is its own.
     pub fn machine_cgroup(&self) -> PathBuf {
         self.record.plan.cgroup.join("machine")
@@ -314,7 +329,11 @@ impl Container {
     /// When it was removed meanwhile.
     pub fn lock(&self) -> Result<Lock, OciError> {
         let lock = self.lock_file()?;
-        // It may have been removed, and another made, while we waited.
+        self.still_it(lock)
+    }
+
+    /// It may have been removed, and another made, while we waited.
+    fn still_it(&self, lock: Lock) -> Result<Lock, OciError> {
         let there: Option<Record> = read_json(&self.directory.join("record.json"))?;
         if there.as_ref() != Some(&self.record) {
             return Err(OciError::NotFound(self.id().into()));
@@ -327,25 +346,39 @@ impl Container {
     /// # Errors
     /// As [`Container::lock`].
     pub fn try_lock(&self) -> Result<Option<Lock>, OciError> {
-        let file = self.open_lock("lock")?;
-        let busy = matches!(file.try_lock(), Err(TryLockError::WouldBlock));
-        // Given back and taken again: the other way looks whose it is.
-        drop(file);
-        if busy { Ok(None) } else { self.lock().map(Some) }
+        loop {
+            let file = self.open_lock("lock")?;
+            match file.try_lock() {
+                Ok(()) => {}
+                Err(TryLockError::WouldBlock) => return Ok(None),
+                Err(TryLockError::Error(error)) => {
+                    return Err(OciError::io(&self.directory)(error));
+                }
+            }
+            if let Some(lock) = self.still_there(file)? {
+                return self.still_it(lock).map(Some);
+            }
+        }
     }
 
     /// The lock of the file that lies there now.
     fn lock_file(&self) -> Result<Lock, OciError> {
-        let path = self.directory.join("lock");
         loop {
             let file = self.open_lock("lock")?;
-            file.lock().map_err(OciError::io(&path))?;
-            let id = |metadata: Metadata| (metadata.dev(), metadata.ino());
-            match (file.metadata().map(id), path.metadata().map(id)) {
-                (Ok(ours), Ok(there)) if ours == there => return Ok(Lock(file)),
-                (_, Ok(_)) => {}
-                (_, Err(_)) => return Err(OciError::NotFound(self.id().into())),
+            file.lock().map_err(OciError::io(self.directory.join("lock")))?;
+            if let Some(lock) = self.still_there(file)? {
+                return Ok(lock);
             }
+        }
+    }
+
+    /// The lock, if its file lies there still.
+    fn still_there(&self, file: File) -> Result<Option<Lock>, OciError> {
+        let id = |metadata: Metadata| (metadata.dev(), metadata.ino());
+        match (file.metadata().map(id), self.directory.join("lock").metadata().map(id)) {
+            (Ok(ours), Ok(there)) if ours == there => Ok(Some(Lock(file))),
+            (_, Ok(_)) => Ok(None),
+            (_, Err(_)) => Err(OciError::NotFound(self.id().into())),
         }
     }
 
@@ -354,9 +387,15 @@ impl Container {
     /// # Errors
     /// When it has one.
     pub fn become_monitor(&self) -> Result<MonitorLock, OciError> {
-        let file = self.open_lock("monitor.lock")?;
+        let mut file = self.open_lock("monitor.lock")?;
         match file.try_lock() {
-            Ok(()) => Ok(MonitorLock(file)),
+            Ok(()) => {
+                // For those who have to end it before a phase tells them.
+                let pid = std::process::id().cast_signed();
+                let written = write!(file, "{pid} {}", start_of(pid));
+                written.map_err(OciError::io(&self.directory))?;
+                Ok(MonitorLock(file))
+            }
             Err(TryLockError::WouldBlock) => Err(OciError::Exists(self.id().into())),
             Err(TryLockError::Error(error)) => Err(OciError::io(&self.directory)(error)),
         }
@@ -370,6 +409,13 @@ impl Container {
             std::io::ErrorKind::NotFound => OciError::NotFound(self.id().into()),
             _ => OciError::io(path)(error),
         })
+    }
+
+    /// Pid and start of its monitor, from its first moments on.
+    pub fn early_monitor(&self) -> Option<(i32, u64)> {
+        let text = std::fs::read_to_string(self.directory.join("monitor.lock")).ok()?;
+        let (pid, start) = text.split_once(' ')?;
+        Some((pid.parse().ok()?, start.parse().ok()?))
     }
 
     /// Whether its monitor lives.

@@ -104,7 +104,13 @@ pub fn state(container: &Container) -> Result<(Status, i32), OciError> {
 /// # Errors
 /// When it does not live, or the signal cannot be sent.
 pub fn kill(container: &Container, signal: i32, all: bool) -> Result<(), OciError> {
-    let (status, _) = settle::status(container, None)?;
+    let certain = signal == libc::SIGKILL;
+    // This one is obeyed whatever the guest says, which is not asked.
+    let status = match certain {
+        true => container.status()?,
+        false => settle::status(container, None)?.0,
+    };
+    let unsure = container.phase()?.is_some_and(|phase| phase.changing);
     let live = match status {
         Status::Live(live) => live,
         // As runc: there is nobody left to be killed.
@@ -112,14 +118,13 @@ pub fn kill(container: &Container, signal: i32, all: bool) -> Result<(), OciErro
         Status::Stopped => return Err(OciError::NotRunning),
         Status::Creating => return Err(refuse(container, "kill", status)),
     };
-    let certain = signal == libc::SIGKILL;
     let sent = super::event_loop()?.block_on(async {
         let machine = container.machine_dir();
         let connect = Agent::connect(&machine);
         let limit = if certain { OBEDIENCE } else { NO_LIMIT };
         let agent = tokio::time::timeout(limit, connect).await.map_err(|_| late("connect"))??;
         let agent = if certain { agent.with_timeout(OBEDIENCE) } else { agent };
-        if live == Live::Paused && certain {
+        if certain && (live == Live::Paused || unsure) {
             // Frozen, it would die when it is thawed.
             let call = Call::Freeze { container: container.id().to_owned(), frozen: false };
             agent.order(call).await?;
@@ -279,7 +284,13 @@ pub fn delete(root: &Root, id: &str, force: bool) -> Result<(), OciError> {
         None => Status::Stopped,
         // No question to a guest that may not answer.
         Some(_) if force => container.status()?,
-        Some(_) => settle::status(&container, Some(&lock))?.0,
+        Some(_) => match settle::status(&container, Some(&lock))? {
+            // It may run, for all that is known.
+            (Status::Live(_), Some(Phase { changing: true, .. })) => {
+                return Err(OciError::Unsettled(id.into()));
+            }
+            (status, _) => status,
+        },
     };
     match status {
         Status::Stopped if container.phase()?.is_none() => kill_monitor(&container)?,
@@ -306,9 +317,12 @@ fn kill_monitor(container: &Container) -> Result<(), OciError> {
     while container.has_monitor() {
         // Again each time: it may just be entering its cgroup, or be written down.
         match container.phase()? {
-            Some(phase) => kill_process(&phase)?,
-            // Its pid was never written down; it is in the cgroup, with what it started.
+            Some(phase) => kill_process(phase.pid, phase.pid_start)?,
+            // It is in the cgroup, with what it started, or about to be.
             None => {
+                if let Some((pid, start)) = container.early_monitor() {
+                    kill_process(pid, start)?;
+                }
                 let path = container.record.plan.cgroup.join("cgroup.kill");
                 match std::fs::write(&path, "1") {
                     Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
@@ -324,13 +338,13 @@ fn kill_monitor(container: &Container) -> Result<(), OciError> {
     Ok(())
 }
 
-fn kill_process(phase: &Phase) -> Result<(), OciError> {
-    let Ok(pidfd) = PidFd::open(phase.pid) else { return Ok(()) };
+fn kill_process(pid: i32, start: u64) -> Result<(), OciError> {
+    let Ok(pidfd) = PidFd::open(pid) else { return Ok(()) };
     // Opened first, then compared: the number cannot change hands any more.
-    if start_of(phase.pid) != phase.pid_start {
+    if start_of(pid) != start {
         return Ok(());
     }
-    match pidfd.signal(nix::sys::signal::Signal::SIGKILL) {
+    match pidfd.signal(libc::SIGKILL) {
         Ok(()) | Err(Errno::ESRCH) => Ok(()),
         Err(errno) => Err(OciError::io("the monitor")(errno.into())),
     }

@@ -32,7 +32,7 @@ use nix::sys::socket::{
     AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, listen, socket,
 };
 use protocol::agent::{Call, ErrorKind};
-use protocol::machine::{Reply, Request, Share, Size};
+use protocol::machine::{Reply, Request, Share, Size, grown_mib};
 use serde::{Deserialize, Serialize};
 use tokio::io::unix::AsyncFd;
 use tokio::sync::watch;
@@ -106,6 +106,7 @@ impl Members {
         agent: Agent,
         vmm: Requests,
         (userns, base, ids): (OwnedFd, u32, Both<High>),
+        size: Size,
     ) -> std::io::Result<Members> {
         let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
         let listener = socket(AddressFamily::Unix, SockType::SeqPacket, flags, None)?;
@@ -121,7 +122,7 @@ impl Members {
             base,
             ids,
             next: AtomicU64::new(1),
-            growth: tokio::sync::Mutex::default(),
+            growth: size.into(),
             present: watch::Sender::default(),
         });
         Ok(Members(tokio::spawn(accept_all(watch_fd(listener)?, host))))
@@ -152,8 +153,8 @@ struct Host {
     base: u32,
     ids: Both<High>,
     next: AtomicU64,
-    /// Held by the one who makes the machine larger.
-    growth: tokio::sync::Mutex<()>,
+    /// The most that was ever asked for; held by the one who makes the machine larger.
+    growth: tokio::sync::Mutex<Size>,
     /// Ids of containers of which something is in the machine.
     present: watch::Sender<HashSet<String>>,
 }
@@ -217,11 +218,18 @@ impl Host {
 
     /// First the machine, then its guest: what it is told of is there.
     async fn grow(&self, size: Size) -> Result<Size, String> {
-        let _alone = self.growth.lock().await;
+        let mut most = self.growth.lock().await;
         let Size { memory_mib, vcpus } = size;
+        let larger = grown_mib(most.memory_mib, memory_mib);
+        *most = Size { memory_mib: larger, vcpus: most.vcpus.max(vcpus) };
         let reply = self.vmm.request(Request::Grow { memory_mib, vcpus }, Vec::new()).await;
         let (size, memory) = match reply.map_err(|error| error.to_string())? {
-            Reply::Grown { size, added } => (size, added),
+            // Limits of the host follow from it, and a guest may have taken the VMM over.
+            Reply::Grown { size, added }
+                if size.memory_mib <= most.memory_mib && size.vcpus <= most.vcpus =>
+            {
+                (size, added)
+            }
             _ => return Err("the VMM's answer makes no sense".into()),
         };
         let agent = self.agent.clone().with_timeout(GROWTH);

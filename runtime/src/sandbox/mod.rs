@@ -34,7 +34,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use protocol::machine::{FdIndex, MachineConfig, Request, Share, ShareKind, Timings};
+use protocol::machine::{FdIndex, MachineConfig, Request, Share, ShareKind, Size, Timings};
 use serde::{Deserialize, Serialize};
 
 use crate::agent::{Agent, AgentError, Greeting};
@@ -141,6 +141,7 @@ pub struct Sandbox {
     resources: Resources,
     userns: OwnedFd,
     ids: Both<High>,
+    size: Size,
     greeting: Greeting,
     timings: LaunchTimings,
     begin: Instant,
@@ -214,7 +215,8 @@ impl Sandbox {
         let timings = timings.clone();
         tokio::spawn(async move { while events.recv().await.is_some() {} });
         let (members, ids) = (None, config.ids.clone());
-        Ok(Sandbox { members, agent, vmm, resources, userns, ids, greeting, timings, begin })
+        let size = Size { memory_mib: config.shape.memory_mib, vcpus: config.shape.vcpus };
+        Ok(Sandbox { members, agent, vmm, resources, userns, ids, size, greeting, timings, begin })
     }
 
     /// The connection to the agent.
@@ -229,7 +231,8 @@ impl Sandbox {
     pub fn welcome(&mut self) -> std::io::Result<()> {
         let owner = (self.userns.try_clone()?, self.uid_base(), self.ids.clone());
         let (agent, vmm) = (self.agent.clone(), self.vmm.requests());
-        self.members = Some(members::Members::serve(self.directory(), agent, vmm, owner)?);
+        self.members =
+            Some(members::Members::serve(self.directory(), agent, vmm, owner, self.size)?);
         Ok(())
     }
 

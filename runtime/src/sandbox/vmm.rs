@@ -20,7 +20,6 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use nix::errno::Errno;
-use nix::sys::signal::Signal;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 use protocol::machine::{Command, Event, ExitReason, FromVmm, MAX_PACKET, Reply, Request, Timings};
 use tokio::io::unix::AsyncFd;
@@ -207,7 +206,7 @@ impl VmmHandle {
 
     /// Kills the process.
     pub fn kill(&self) {
-        let _ = self.pidfd.signal(Signal::SIGKILL);
+        let _ = self.pidfd.signal(libc::SIGKILL);
     }
 }
 
@@ -242,7 +241,7 @@ impl Task {
         let mut buffer = vec![0; MAX_PACKET];
         self.converse(&mut buffer).await;
         if tokio::time::timeout(LAST_BREATH, self.pidfd.readable()).await.is_err() {
-            let _ = self.pidfd.get_ref().signal(Signal::SIGKILL);
+            let _ = self.pidfd.get_ref().signal(libc::SIGKILL);
             let _ = self.pidfd.readable().await;
         }
         // ECHILD: the handle was dropped and has reaped it.
@@ -322,7 +321,7 @@ impl Task {
                 thread: "the VMM's control channel".into(),
                 message: "it sent a message that cannot be understood, and was killed".into(),
             });
-            let _ = self.pidfd.get_ref().signal(Signal::SIGKILL);
+            let _ = self.pidfd.get_ref().signal(libc::SIGKILL);
             return Ok(Next::End);
         };
         Ok(self.handle(message, packet.fds))

@@ -27,22 +27,16 @@ impl PidFd {
         Ok(PidFd(unsafe { OwnedFd::from_raw_fd(fd as i32) }))
     }
 
-    /// Sends a signal. A process that has ended is no error.
+    /// Sends a signal, which may be a real-time one. A process that has ended is no error.
     ///
     /// # Errors
     /// As pidfd_send_signal(2).
-    pub fn signal(&self, signal: nix::sys::signal::Signal) -> nix::Result<()> {
+    pub fn signal(&self, signal: i32) -> nix::Result<()> {
         let info = std::ptr::null::<libc::siginfo_t>();
         // SAFETY: a null siginfo is allowed and stands for what kill(2) sends;
         // the descriptor is owned by self.
         let result = Errno::result(unsafe {
-            libc::syscall(
-                libc::SYS_pidfd_send_signal,
-                self.0.as_raw_fd(),
-                signal as i32,
-                info,
-                0u32,
-            )
+            libc::syscall(libc::SYS_pidfd_send_signal, self.0.as_raw_fd(), signal, info, 0u32)
         });
         match result {
             Ok(_) | Err(Errno::ESRCH) => Ok(()),
@@ -73,6 +67,31 @@ impl PidFd {
                 other => return other,
             }
         }
+    }
+
+    /// The same, with its status as a shell tells it: 128 and the number of the signal
+    /// that killed it, which may be a real-time one (nix knows none).
+    ///
+    /// # Errors
+    /// As waitid(2).
+    pub fn wait_code(&self) -> nix::Result<u8> {
+        // SAFETY: siginfo_t is plain data, for which all zeroes are valid.
+        let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
+        let id = self.0.as_raw_fd() as libc::id_t;
+        loop {
+            // SAFETY: waitid writes one siginfo_t, which outlives the call.
+            let result = unsafe { libc::waitid(libc::P_PIDFD, id, &raw mut info, libc::WEXITED) };
+            match Errno::result(result) {
+                Err(Errno::EINTR) => {}
+                other => {
+                    other?;
+                    break;
+                }
+            }
+        }
+        // SAFETY: waitid filled in what is of a child.
+        let status = unsafe { info.si_status() } as u8;
+        Ok(if info.si_code == libc::CLD_EXITED { status } else { status.saturating_add(128) })
     }
 }
 

@@ -282,7 +282,7 @@ impl Held {
     /// When the child has died.
     pub fn go(mut self) -> std::io::Result<(PidFd, i32)> {
         if let Err(error) = self.go.write_all(b"!") {
-            let _ = self.pidfd.signal(nix::sys::signal::Signal::SIGKILL);
+            let _ = self.pidfd.signal(libc::SIGKILL);
             let _ = self.pidfd.wait();
             return Err(error);
         }
@@ -291,7 +291,7 @@ impl Held {
 
     /// Ends and reaps the child.
     pub fn abandon(self) {
-        let _ = self.pidfd.signal(nix::sys::signal::Signal::SIGKILL);
+        let _ = self.pidfd.signal(libc::SIGKILL);
         let _ = self.pidfd.wait();
     }
 }

@@ -8,6 +8,8 @@ use super::{SystemdError, Unit};
 
 /// Precedes a property's name in annotations, as runc's docs/systemd.md has it.
 const ANNOTATION: &str = "org.systemd.property.";
+/// Properties that nobody else may choose: where the scope is, and who is in it.
+const OURS: [&str; 4] = ["Slice", "PIDs", "Delegate", "ControlGroup"];
 /// No limit, to systemd.
 const INFINITY: u64 = u64::MAX;
 /// `cpu.max` without a period, in microseconds: see the kernel's cgroup-v2.rst.
@@ -70,6 +72,9 @@ pub fn of_annotations<'a>(
             ));
         }
         let value = Value::parse(text).map_err(wrong)?;
+        if OURS.contains(&name) {
+            return Err(wrong(format!("{name} is what the runtime sets")));
+        }
         properties.push(match in_microseconds(name) {
             Some(name) => Property::new(name, microseconds(value).map_err(wrong)?),
             None => Property::new(name, value),
@@ -130,19 +135,28 @@ fn of_limit(file: &str, value: &str) -> Result<Vec<Property>, &'static str> {
         "pids.max" => one("TasksMax", limit(value)?),
         "cpu.weight" => one("CPUWeight", Value::Uint64(number(value)?)),
         "cpu.max" => cpu_max(value),
-        "cpuset.cpus" => one("AllowedCPUs", bits(value)?),
-        "cpuset.mems" => one("AllowedMemoryNodes", bits(value)?),
-        "io.weight" => io_weight(value),
-        "io.max" => io_max(value),
-        "io.latency" => {
+        "cpuset.cpus" => Ok(bits("AllowedCPUs", value)),
+        "cpuset.mems" => Ok(bits("AllowedMemoryNodes", value)),
+        "io.weight" => each_line(value, io_weight),
+        "io.max" => each_line(value, io_max),
+        "io.latency" => each_line(value, |value| {
             let (path, pairs) = device(value)?;
             let [("target", target)] = pairs[..] else {
                 return Err("it is of the form MAJOR:MINOR target=US");
             };
             one("IODeviceLatencyTargetUSec", of_device(path, number(target)?))
-        }
+        }),
         _ => Ok(Vec::new()),
     }
+}
+
+/// A file may be told of several devices, one in each line.
+fn each_line(
+    value: &str,
+    of_line: impl Fn(&str) -> Result<Vec<Property>, &'static str>,
+) -> Result<Vec<Property>, &'static str> {
+    let lines = value.lines().filter(|line| !line.trim().is_empty()).map(of_line);
+    Ok(lines.collect::<Result<Vec<_>, _>>()?.concat())
 }
 
 fn number(value: &str) -> Result<u64, &'static str> {
@@ -180,21 +194,22 @@ fn cpu_max(value: &str) -> Result<Vec<Property>, &'static str> {
     ])
 }
 
-/// `0-2,7` as a mask, lowest byte first.
-fn bits(list: &str) -> Result<Value, &'static str> {
-    const FORM: &str = "it is a list such as 0-2,7";
+/// The property for `0-2,7`, as a mask, lowest byte first. What else the kernel takes
+/// (`0-7:1/2`, see `bitmap_parselist`), or refuses, is the file's alone.
+fn bits(name: &str, list: &str) -> Vec<Property> {
     let mut mask: Vec<u8> = Vec::new();
     for range in list.split(',').filter(|range| !range.is_empty()) {
         let (first, last) = range.split_once('-').unwrap_or((range, range));
-        let cpu = |text: &str| text.trim().parse::<usize>().map_err(|_| FORM);
-        let (first, last) = (cpu(first)?, cpu(last)?);
-        if first > last || last >= MAX_CPUS {
-            return Err(FORM);
+        let cpu = |text: &str| text.trim().parse::<usize>().ok().filter(|&cpu| cpu < MAX_CPUS);
+        let (Some(first), Some(last)) = (cpu(first), cpu(last)) else { return Vec::new() };
+        if first > last {
+            return Vec::new();
         }
         mask.resize(mask.len().max(last / 8 + 1), 0);
         (first..=last).for_each(|cpu| mask[cpu / 8] |= 1 << (cpu % 8));
     }
-    Ok(Value::List(Type::Basic('y'), mask.into_iter().map(Value::Byte).collect()))
+    let mask = mask.into_iter().map(Value::Byte).collect();
+    vec![Property::new(name, Value::List(Type::Basic('y'), mask))]
 }
 
 /// `[default] WEIGHT`, or `MAJOR:MINOR WEIGHT`.

@@ -42,6 +42,9 @@ fn paths_become_scopes_in_slices() {
         "a/b.slice:c:d",
         "a.slice:b/..:c",
         "a.slice::c.slice",
+        ":_x:y",
+        ":memory.x:y",
+        "cgroup.slice:b:c",
         &long,
     ] {
         assert!(Unit::of("c1", Some(wrong)).is_err(), "{wrong}");
@@ -122,7 +125,15 @@ fn annotations_name_properties() {
     );
     assert_eq!(of(&key("TimeoutStopSec"), "1.5"), one("TimeoutStopUSec", Value::Uint64(1_500_000)));
     assert_eq!(of(&key("TimeoutStopUSec"), "uint64 5"), one("TimeoutStopUSec", Value::Uint64(5)));
-    for (name, text) in [("Ab", "1"), ("A.b.c", "1"), ("TimeoutStopSec", "-1"), ("Abc", "x")] {
+    for (name, text) in [
+        ("Ab", "1"),
+        ("A.b.c", "1"),
+        ("TimeoutStopSec", "-1"),
+        ("Abc", "x"),
+        ("Slice", "'x.slice'"),
+        ("PIDs", "[uint32 1]"),
+        ("Delegate", "false"),
+    ] {
         assert_eq!(of(&key(name), text).unwrap_err().0, key(name));
     }
 }
@@ -153,6 +164,10 @@ fn limits_become_properties() {
         ("cpu.max", "max 50000", quota(50_000, u64::MAX)),
         ("cpuset.cpus", "0-2,9\n", bytes("AllowedCPUs", &[0b111, 0b10])),
         ("cpuset.mems", "0", bytes("AllowedMemoryNodes", &[1])),
+        // The kernel's word on these is heard by the file.
+        ("cpuset.cpus", "0-7:1/2", Vec::new()),
+        ("cpuset.cpus", "2-1", Vec::new()),
+        ("cpuset.cpus", "99999999999", Vec::new()),
         ("io.weight", "default 10", number("IOWeight", 10)),
         ("io.weight", "8:16 20", device("IODeviceWeight", 20)),
         ("io.latency", "8:16 target=75", device("IODeviceLatencyTargetUSec", 75)),
@@ -160,6 +175,11 @@ fn limits_become_properties() {
             "io.max",
             "8:16 rbps=1 wiops=max",
             [device("IOReadBandwidthMax", 1), device("IOWriteIOPSMax", u64::MAX)].concat(),
+        ),
+        (
+            "io.max",
+            "8:16 rbps=1\n8:16 wbps=2\n",
+            [device("IOReadBandwidthMax", 1), device("IOWriteBandwidthMax", 2)].concat(),
         ),
         ("cpuset.cpus.partition", "root", Vec::new()),
     ];
@@ -170,8 +190,6 @@ fn limits_become_properties() {
         ("memory.max", "1k"),
         ("cpu.max", "1 0"),
         ("cpu.max", "1 2 3"),
-        ("cpuset.cpus", "2-1"),
-        ("cpuset.cpus", "99999999999"),
         ("io.max", "sda rbps=1"),
         ("io.max", "8:16 bps=1"),
         ("io.max", "8:../../x rbps=1"),

@@ -16,6 +16,12 @@ const PREFIX: &str = "bulkhead";
 /// Longest name of a unit, see systemd.unit(5).
 const MAX_NAME: usize = 255;
 
+/// What files of a cgroup begin with, of either version.
+const CONTROLLERS: [&str; 12] = [
+    "cgroup", "cpu", "cpuacct", "cpuset", "io", "blkio", "memory", "devices", "pids", "hugetlb",
+    "rdma", "misc",
+];
+
 /// A transient scope.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Unit {
@@ -93,6 +99,14 @@ fn checked(name: &str) -> Result<(), String> {
     let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b":-_.\\@".contains(&byte);
     if name.len() > MAX_NAME {
         return Err(format!("{name:?} is longer than a unit's name may be ({MAX_NAME})"));
+    }
+    // systemd puts a `_` before such names of directories (cg_needs_escape).
+    let escaped = name.starts_with(['_', '.'])
+        || CONTROLLERS.iter().any(|of| name.strip_prefix(of).is_some_and(|at| at.starts_with('.')));
+    if escaped {
+        return Err(format!(
+            "{name:?} is no name for a cgroup: it begins with `_`, `.` or a controller's name"
+        ));
     }
     match name.bytes().all(allowed) {
         true => Ok(()),

@@ -113,16 +113,25 @@ impl Stage {
     }
 
     /// Kills whoever there is of the kind; the one that stands for the container, not
-    /// that of an exec.
-    fn strike(&self, victim: Victim, verb: &Child) {
+    /// that of an exec. Whether there was anybody.
+    fn strike(&self, victim: Victim, verb: &mut Child) -> bool {
         let pid = match victim {
-            Victim::Verb => Some(verb.id().cast_signed()),
-            Victim::Monitor => self.pids("").into_iter().min(),
+            // One that has ended is still to be reaped.
+            Victim::Verb => {
+                let runs = verb.try_wait().expect("it is a child").is_none();
+                runs.then(|| verb.id().cast_signed())
+            }
+            Victim::Monitor => self.monitor(),
             Victim::Vmm => self.pids("machine").first().copied(),
         };
-        if let Some(pid) = pid {
-            let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
-        }
+        pid.is_some_and(|pid| kill(Pid::from_raw(pid), Signal::SIGKILL).is_ok())
+    }
+
+    /// It writes its pid down before all else.
+    fn monitor(&self) -> Option<i32> {
+        let path = self.bundle.root().join(&self.bundle.id).join("monitor.lock");
+        let text = std::fs::read_to_string(path).ok()?;
+        text.split(' ').next()?.parse().ok()
     }
 
     /// What `state` says; nothing when there is no such container.
@@ -193,21 +202,30 @@ fn whoever_is_killed_leaves_the_truth_and_nothing_else() {
             assert!(status.success(), "{:?} undisturbed", scene.words);
             drop(stage);
             for &victim in scene.victims {
-                for moment in 0..moments {
-                    let delay = whole * (2 * moment + 1) / (2 * moments);
-                    disturb(scene, victim, delay);
+                // Half of the verb's time, or parts of it; and where nobody was there
+                // yet, or any more, again.
+                let part = |moment| whole * (2 * moment + 1) / (2 * moments);
+                let mut delays: Vec<Duration> = (0..moments).map(part).collect();
+                delays.extend([whole / 4, whole * 3 / 4, whole / 8, whole * 9 / 10]);
+                let mut hits = 0;
+                for (tried, delay) in delays.into_iter().enumerate() {
+                    if tried < moments as usize || hits == 0 {
+                        hits += u32::from(disturb(scene, victim, delay));
+                    }
                 }
+                assert!(hits > 0, "{:?}: no {victim:?} was killed", scene.words);
             }
         }
     });
 }
 
-fn disturb(scene: &Scene, victim: Victim, delay: Duration) {
+/// Whether somebody was killed.
+fn disturb(scene: &Scene, victim: Victim, delay: Duration) -> bool {
     let moment = format!("{} {victim:?} after {} ms", scene.words.join(" "), delay.as_millis());
     let stage = Stage::set(scene.from);
     let mut verb = stage.begin(scene.words);
     std::thread::sleep(delay);
-    stage.strike(victim, &verb);
+    let hit = stage.strike(victim, &mut verb);
     let begin = Instant::now();
     verb.wait().expect("it ends");
     assert!(begin.elapsed() < BOUND, "{moment}: the verb hung for {:?}", begin.elapsed());
@@ -219,6 +237,7 @@ fn disturb(scene: &Scene, victim: Victim, delay: Duration) {
     stage.clean(&moment);
     drop(stage);
     reap_orphans();
+    hit
 }
 
 /// Ours alone: runc has no lock, and one of two that start may hang.

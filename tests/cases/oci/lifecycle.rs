@@ -1,6 +1,7 @@
 //! runtime.md, "Lifecycle", and what happens when it is disturbed.
 
 use std::path::Path;
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use bulkhead_tests::bundle::{Bundle, OURS};
@@ -79,6 +80,24 @@ both!(signals_reach_the_process, |runtime| {
     bundle.verb(&["kill", &bundle.id]).ok();
     assert_eq!(reap(pid), WaitStatus::Exited(Pid::from_raw(pid), 4));
     assert!(bundle.output().ends_with("got TERM\n"));
+});
+
+both!(signals_to_a_run_in_the_foreground_are_passed_on, |runtime| {
+    let text = "trap 'echo got 37' 37; trap 'echo got TERM; trap - 40; kill -40 $$' TERM; \
+                echo ready; while :; do sleep 0.1; done";
+    let mut bundle = Bundle::new(runtime, text);
+    // The first process of a pid namespace is spared what it does not catch.
+    bundle.without_namespace("pid");
+    let output = std::fs::File::create(bundle.file("out")).expect("a file");
+    let mut command = bundle.command(&["run", &bundle.id]);
+    let mut run = command.stdin(Stdio::null()).stdout(output).spawn().expect("it is installed");
+    eventually("its traps", || bundle.output() == "ready\n");
+    script(&format!("kill -37 {}", run.id())).ok();
+    eventually("a real-time signal", || bundle.output().contains("got 37"));
+    script(&format!("kill -TERM {}", run.id())).ok();
+    // As a shell tells that a signal killed it, a real-time one here.
+    assert_eq!(run.wait().expect("it ends").code(), Some(128 + 40));
+    assert!(bundle.output().ends_with("got TERM\n"), "{}", bundle.output());
 });
 
 both!(a_created_container_is_deleted, |runtime| {

@@ -275,6 +275,15 @@ fn program(own: &[i64], ioctls: &[u64]) -> Result<BpfProgram, JailError> {
             .map_err(failed)
     };
     let equals = |argument, value| rule(argument, SeccompCmpOp::Eq, value);
+    // Both of two arguments.
+    let pair = |first: (u8, u64), second: (u8, u64)| -> Result<SeccompRule, JailError> {
+        let condition = |(argument, value)| {
+            SeccompCondition::new(argument, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, value)
+        };
+        condition(first)
+            .and_then(|first| SeccompRule::new(vec![first, condition(second)?]))
+            .map_err(failed)
+    };
     let mut rules: BTreeMap<i64, Vec<SeccompRule>> =
         COMMON.iter().chain(own).map(|call| (*call, Vec::new())).collect();
     if !ioctls.is_empty() {
@@ -295,7 +304,8 @@ fn program(own: &[i64], ioctls: &[u64]) -> Result<BpfProgram, JailError> {
         rules.insert(libc::SYS_clone, vec![equals(0, THREAD as u64)?]);
         let prctls: Result<Vec<_>, _> = PRCTLS.iter().map(|call| equals(0, *call as u64)).collect();
         rules.insert(libc::SYS_prctl, prctls?);
-        let mode = equals(0, u64::from(libc::SECCOMP_SET_MODE_FILTER))?;
+        // No flags: a filter is for the calling thread alone, and has no listener.
+        let mode = pair((0, u64::from(libc::SECCOMP_SET_MODE_FILTER)), (1, 0))?;
         rules.insert(libc::SYS_seccomp, vec![mode]);
     }
     let filter = SeccompFilter::new(
@@ -384,6 +394,46 @@ mod tests {
             matches!(status, WaitStatus::Signaled(_, nix::sys::signal::SIGSYS, _)),
             "{status:?}"
         );
+    }
+
+    /// clone3(2) with the flags of fork(2): whether it was refused with ENOSYS.
+    #[allow(unsafe_code)]
+    fn clone3_is_absent() -> bool {
+        #[repr(C)]
+        #[derive(Default)]
+        struct Arguments {
+            words: [u64; 8],
+        }
+        // exit_signal is the fifth.
+        let mut arguments = Arguments::default();
+        arguments.words[4] = libc::SIGCHLD as u64;
+        // SAFETY: a child, if there is one, ends below as its parent does.
+        let result = unsafe { libc::syscall(libc::SYS_clone3, &arguments, size_of::<Arguments>()) };
+        result == -1 && nix::errno::Errno::last() == nix::errno::Errno::ENOSYS
+    }
+
+    #[test]
+    fn nobody_makes_a_process_by_clone3() {
+        let filters = Filters::compile().unwrap();
+        let run = |kinds: &[ThreadKind]| {
+            forked(|| {
+                crate::jail::sys::prctl(libc::PR_SET_NO_NEW_PRIVS, 1).unwrap();
+                kinds.iter().for_each(|kind| filters.apply(*kind).unwrap());
+                assert!(clone3_is_absent());
+            })
+        };
+        let main = run(&[ThreadKind::Main]);
+        assert!(matches!(main, WaitStatus::Exited(_, 0)), "{main:?}");
+        for kind in [ThreadKind::Vcpu, ThreadKind::Devices, ThreadKind::Fs] {
+            let status = run(&[kind]);
+            assert!(
+                matches!(status, WaitStatus::Signaled(_, nix::sys::signal::SIGSYS, _)),
+                "{kind:?}: {status:?}"
+            );
+        }
+        // One that the main thread made later has both.
+        let added = run(&[ThreadKind::Main, ThreadKind::Vcpu]);
+        assert!(matches!(added, WaitStatus::Signaled(_, nix::sys::signal::SIGSYS, _)), "{added:?}");
     }
 
     #[test]

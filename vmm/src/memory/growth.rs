@@ -11,6 +11,7 @@
 //! mapping for all that is ever added makes it one region, so that a buffer may lie across
 //! what was added at different times.
 
+use std::fs::File;
 use std::sync::Arc;
 
 use protocol::machine::{AddedMemory, grown_mib};
@@ -23,16 +24,13 @@ use crate::kvm::KvmError;
 
 /// The largest of Linux's memory blocks: see [`grown_mib`].
 const BLOCK: u64 = 2 << 30;
-/// A huge page: file, mapping and guest address agree modulo this.
+/// A huge page: file and guest address agree modulo this, and so does the mapping where
+/// the host uses huge pages for shared memory (mm/shmem.c, shmem_get_unmapped_area).
 const HUGE: u64 = 2 << 20;
 
-/// What was added so far.
-#[derive(Debug)]
-pub(super) struct Added {
-    /// Never unmapped: a look at guest memory may outlive the machine's owner.
-    mapping: &'static MmapRegion,
-    mib: u32,
-}
+/// Where all that is ever added is mapped. Never unmapped: a look at guest memory may
+/// outlive the machine's owner.
+pub(super) type Reserved = &'static MmapRegion;
 
 /// A range that KVM is to be told of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -57,21 +55,17 @@ pub struct MemoryState {
 impl Memory {
     /// Size in MiB, with all that was added.
     pub fn mib(&self) -> u32 {
-        self.boot_mib + self.added_mib()
-    }
-
-    fn added_mib(&self) -> u32 {
-        self.added.as_ref().map_or(0, |added| added.mib)
+        self.boot_mib + self.added_mib
     }
 
     /// What was added, if anything.
     pub fn added(&self) -> Option<AddedMemory> {
-        let bytes = u64::from(self.added_mib()) << 20;
+        let bytes = u64::from(self.added_mib) << 20;
         (bytes > 0).then(|| AddedMemory { start: base(self.boot_mib), bytes })
     }
 
     /// Makes it at least `wanted_mib` MiB large. `register` tells KVM; when it fails,
-    /// nothing has changed.
+    /// the guest has what it had, and another size may be tried.
     ///
     /// # Errors
     /// When the size is out of range or the host refuses.
@@ -88,51 +82,41 @@ impl Memory {
             return Err(MemoryError::Size(mib));
         }
         let failed = |message: String| MemoryError::Map { mib, message };
-        let mapping = match &self.added {
-            Some(added) => added.mapping,
-            None => self.reserve().map_err(failed)?,
+        let mapping = match self.reserved {
+            Some(mapping) => mapping,
+            None => *self.reserved.insert(reserve(&self.file, self.boot_mib).map_err(failed)?),
         };
-        let (old, new) = (bytes(self.added_mib()), bytes(mib - self.boot_mib));
+        let (old, new) = (bytes(self.added_mib), bytes(mib - self.boot_mib));
         let length = file_offset(self.boot_mib) + new;
-        nix::unistd::ftruncate(&self.file, length as i64)
-            .map_err(|source| MemoryError::Memfd { mib, source })?;
+        // It may be longer already, of a growth that KVM refused.
+        if self.length < length {
+            nix::unistd::ftruncate(&self.file, length as i64)
+                .map_err(|source| MemoryError::Memfd { mib, source })?;
+            self.length = length;
+        }
         let part = part(mapping, old, new - old).map_err(failed)?;
         advise_huge(&part);
         let all = part_at(mapping, 0, new, base(self.boot_mib)).map_err(failed)?;
         let before = self.ram.now();
-        let before = match self.added {
-            None => (*before).clone(),
-            Some(_) => {
-                let removed = before.remove_region(GuestAddress(base(self.boot_mib)), old);
-                removed.map_err(|error| failed(error.to_string()))?.0
-            }
+        let before = if old == 0 {
+            (*before).clone()
+        } else {
+            let removed = before.remove_region(GuestAddress(base(self.boot_mib)), old);
+            removed.map_err(|error| failed(error.to_string()))?.0
         };
         let after = before.insert_region(Arc::new(all));
         let after: GuestMemoryMmap = after.map_err(|error| failed(error.to_string()))?;
         let guest = base(self.boot_mib) + old;
         let new = NewMemory { guest, host: part.as_ptr() as u64, bytes: new - old };
         register(new).map_err(MemoryError::Slot)?;
-        self.added = Some(Added { mapping, mib: mib - self.boot_mib });
+        self.added_mib = mib - self.boot_mib;
         self.ram.replace(after);
         Ok(())
     }
 
-    /// Address space for all that can ever be added: no memory, and no page tables,
-    /// before it is touched.
-    fn reserve(&self) -> Result<&'static MmapRegion, String> {
-        let offset = file_offset(self.boot_mib);
-        let mapping = MmapRegionBuilder::new(bytes(MAX_MIB - self.boot_mib) as usize)
-            .with_mmap_prot(PROT)
-            .with_mmap_flags(FLAGS)
-            .with_file_offset(FileOffset::from_arc(self.file.clone(), offset))
-            .build()
-            .map_err(|error| error.to_string())?;
-        Ok(Box::leak(Box::new(mapping)))
-    }
-
     /// Its size.
     pub fn save(&self) -> MemoryState {
-        MemoryState { boot_mib: self.boot_mib, added_mib: self.added_mib() }
+        MemoryState { boot_mib: self.boot_mib, added_mib: self.added_mib }
     }
 
     /// Memory of the size that `save` told, empty, with what was added as one range.
@@ -151,6 +135,18 @@ impl Memory {
         memory.grow(mib, |_| Ok(()))?;
         Ok(memory)
     }
+}
+
+/// Address space for all that can ever be added: no memory, and no page tables, before
+/// it is touched.
+fn reserve(file: &Arc<File>, boot_mib: u32) -> Result<Reserved, String> {
+    let mapping = MmapRegionBuilder::new(bytes(MAX_MIB - boot_mib) as usize)
+        .with_mmap_prot(PROT)
+        .with_mmap_flags(FLAGS)
+        .with_file_offset(FileOffset::from_arc(file.clone(), file_offset(boot_mib)))
+        .build()
+        .map_err(|error| error.to_string())?;
+    Ok(Box::leak(Box::new(mapping)))
 }
 
 fn bytes(mib: u32) -> u64 {
@@ -247,7 +243,7 @@ mod tests {
         let [one, two] = told.borrow()[..] else { panic!("{told:?}") };
         assert_eq!((one.guest, one.bytes), (start, 128 << 20));
         assert_eq!((two.guest, two.bytes), (end.0, 256 << 20));
-        assert_eq!((one.host + one.bytes, one.host % HUGE), (two.host, 0));
+        assert_eq!(one.host + one.bytes, two.host);
         assert!(matches!(grow(&mut memory, MAX_MIB + 1), Err(MemoryError::Size(_))));
     }
 
@@ -255,11 +251,18 @@ mod tests {
     fn what_kvm_refuses_was_not_added() {
         let mut memory = Memory::allocate(64).unwrap();
         let refuse = |_| Err(KvmError::Capability("a slot"));
-        assert!(matches!(memory.grow(128, refuse), Err(MemoryError::Slot(_))));
+        for _ in 0..3 {
+            assert!(matches!(memory.grow(1024, refuse), Err(MemoryError::Slot(_))));
+        }
         assert_eq!((memory.mib(), memory.added()), (64, None));
         assert!(memory.ram().now().read_obj::<u8>(GuestAddress(4 << 30)).is_err());
-        memory.grow(128, |_| Ok(())).unwrap();
-        assert_eq!(memory.mib(), 192);
+        // Less may be had than what was refused, and then more again.
+        for (wanted, had) in [(128, 192), (1024, 1088)] {
+            memory.grow(wanted, |_| Ok(())).unwrap();
+            assert_eq!(memory.mib(), had);
+            let last = (4 << 30) + (u64::from(had - 64) << 20) - 1;
+            memory.ram().now().write_obj(1u8, GuestAddress(last)).unwrap();
+        }
     }
 
     #[test]

@@ -25,7 +25,7 @@ use kvm_ioctls::{VcpuExit, VcpuFd};
 use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
 
 use crate::devices::bus::Bus;
-use crate::ending::{Ending, Reporter};
+use crate::ending::{Ending, Reporter, given_up};
 use state::VcpuState;
 
 /// How often a vCPU left the guest for this process, by kind.
@@ -95,13 +95,15 @@ impl VcpuHandle {
     /// Starts the thread of vCPU `index`, paused. `prepare` runs on it first.
     ///
     /// # Errors
-    /// When no thread can be made.
+    /// When no thread can be made. The vCPU comes back: KVM makes no second one of that
+    /// number.
     pub fn spawn(
         index: u8,
         fd: VcpuFd,
         context: VcpuContext,
         prepare: impl FnOnce() + Send + 'static,
-    ) -> std::io::Result<VcpuHandle> {
+    ) -> Result<VcpuHandle, (std::io::Error, VcpuFd)> {
+        let (give, take) = channel();
         let (commands, inbox) = channel();
         let (outbox, replies) = channel();
         let thread = std::thread::Builder::new()
@@ -109,8 +111,16 @@ impl VcpuHandle {
             .stack_size(128 << 10)
             .spawn(move || {
                 prepare();
-                Vcpu { index, fd, context, inbox, outbox }.paused();
-            })?;
+                if let Ok(fd) = take.recv() {
+                    Vcpu { index, fd, context, inbox, outbox }.paused();
+                }
+            });
+        let thread = match thread {
+            Ok(thread) => thread,
+            Err(error) => return Err((error, fd)),
+        };
+        // A thread that cannot be confined panics, which ends the machine.
+        let _ = give.send(fd);
         Ok(VcpuHandle { commands, replies, thread })
     }
 
@@ -146,6 +156,7 @@ impl VcpuHandle {
             let _ = self.thread.kill(kick_signal());
             match self.replies.recv_timeout(patience) {
                 Ok(reply) => return Some(reply),
+                Err(RecvTimeoutError::Timeout) if given_up() => return None,
                 Err(RecvTimeoutError::Timeout) => patience = (patience * 2).min(LAST_KICK),
                 Err(RecvTimeoutError::Disconnected) => return None,
             }

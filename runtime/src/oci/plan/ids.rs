@@ -23,7 +23,6 @@ impl Ids {
         spec: &Spec,
         linux: &Linux,
         user: User,
-        joins: bool,
         raw: &mut Value,
     ) -> Result<Ids, BundleError> {
         let lists = (linux.uid_mappings().as_deref(), linux.gid_mappings().as_deref());
@@ -44,9 +43,8 @@ impl Ids {
             needed.extend(of_mount(mount)?);
         }
         let user = spec.process().as_ref().map(|process| process.user());
-        // Those of the process itself, as itself: for its files. A machine that is
-        // there already may not have them.
-        let user = user.filter(|_| mappings.is_none() && !joins);
+        // Those of the process itself, as itself: for its files.
+        let user = user.filter(|_| mappings.is_none());
         let groups = user.map(|user| {
             let more = user.additional_gids().iter().flatten().copied();
             more.chain([user.gid()]).collect::<Vec<_>>()

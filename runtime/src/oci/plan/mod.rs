@@ -107,7 +107,7 @@ impl Plan {
         let mut raw = bundle.raw.clone();
         let Namespaces { network, own_network, machine, user } =
             Namespaces::of(&linux, &mut raw["linux"]["namespaces"], of)?;
-        let ids = Ids::of(spec, &linux, user, machine.is_some(), &mut raw["linux"])?;
+        let ids = Ids::of(spec, &linux, user, &mut raw["linux"])?;
         let mut shares = vec![ShareConfig {
             name: ROOT.into(),
             kind: ShareKind::Private,

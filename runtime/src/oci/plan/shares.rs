@@ -27,7 +27,10 @@ pub(super) fn share_mount(
     (shares, sources, volumes): Places,
 ) -> Result<(), BundleError> {
     let options = mount.options().clone().unwrap_or_default();
-    let has = |word: &str| options.iter().any(|option| option == word);
+    // As the guest and mount(8) read them: an option may be a list itself.
+    let has =
+        |word: &str| options.iter().flat_map(|option| option.split(',')).any(|one| one == word);
+    let read_only = (has("ro") && !has("rw")) || has("rro");
     if !has("bind") && !has("rbind") && mount.typ().as_deref() != Some("bind") {
         return Ok(());
     }
@@ -45,7 +48,11 @@ pub(super) fn share_mount(
         // Shared memory is memory of the guest: a file of the host could not be mapped
         // by two processes of it. What is one tmpfs on the host, a pod's, is one there.
         let key = format!("{MEMORY}/{}", volume.name);
-        let options = ["bind", "nosuid", "noexec", "nodev"];
+        if ids.bind(mount, &mut entry.clone())? != ids.plain() {
+            return Err(field(name, "shared memory cannot be an id-mapped mount"));
+        }
+        let access = if read_only { "ro" } else { "rw" };
+        let options = ["bind", "nosuid", "noexec", "nodev", access];
         *entry = json!({
             "destination": "/dev/shm", "type": "bind", "source": key, "options": options,
         });
@@ -58,7 +65,7 @@ pub(super) fn share_mount(
         name: format!("m{index}"),
         kind: ShareKind::Live,
         source: path,
-        read_only: (has("ro") && !has("rw")) || has("rro"),
+        read_only,
         ids,
     };
     let key = share.guest_path();

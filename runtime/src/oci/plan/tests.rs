@@ -184,6 +184,8 @@ fn ids_of_the_host_are_the_machines() {
     // The guest makes the user namespace, and has nothing to map.
     assert_eq!(plan.spec["linux"]["uidMappings"], map(0, 100_000, 65_000));
     assert_eq!(plan.spec["mounts"][1]["options"], json!(["bind", "ro"]));
+    let read_only: Vec<_> = plan.shares.iter().map(|share| share.read_only).collect();
+    assert_eq!(read_only, [false, false, true, false]);
     assert_eq!(plan.spec["mounts"][2].get("uidMappings"), None);
 }
 
