@@ -39,16 +39,19 @@ $bb mount -t mqueue mqueue /dev/mqueue 2>/dev/null
 for n in 0:stdin 1:stdout 2:stderr; do
     [ -e /dev/${n#*:} ] || ln -s /proc/self/fd/${n%:*} /dev/${n#*:}
 done
-# One hierarchy for each controller that this kernel has, named after it; cpu and cpuacct
-# together, by either name; and one of no controller.
+# One hierarchy for each controller that this kernel has, named after it; some together,
+# by either name; and one of no controller.
 legacy_cgroups() {
     $bb mount -t tmpfs -o mode=755 tmpfs /sys/fs/cgroup
-    for controller in $($bb awk '!/^#/ && $4 == 1 && $1 !~ /^cpu(acct)?$/ { print $1 }' /proc/cgroups) cpu,cpuacct; do
+    for controller in $($bb awk '!/^#/ && $4 == 1 && $1 !~ /^(cpu|cpuacct|net_cls|net_prio)$/ { print $1 }' /proc/cgroups) cpu,cpuacct net_cls,net_prio; do
         mkdir /sys/fs/cgroup/$controller
         # Linux 6.12 names some that it has for cgroup v2 alone.
         $bb mount -t cgroup -o $controller cgroup /sys/fs/cgroup/$controller 2>/dev/null || rmdir /sys/fs/cgroup/$controller
     done
-    for controller in cpu cpuacct; do ln -s cpu,cpuacct /sys/fs/cgroup/$controller; done
+    for both in cpu,cpuacct net_cls,net_prio; do
+        ln -s $both /sys/fs/cgroup/${both%,*}
+        ln -s $both /sys/fs/cgroup/${both#*,}
+    done
     mkdir /sys/fs/cgroup/systemd
     $bb mount -t cgroup -o none,name=systemd,xattr cgroup /sys/fs/cgroup/systemd || fail "no cgroup v1"
 }
