@@ -39,7 +39,8 @@ pub struct Podman {
 }
 
 impl Podman {
-    fn new() -> Podman {
+    /// One that makes cgroups itself.
+    pub fn new() -> Podman {
         Podman::with(None)
     }
 

@@ -15,8 +15,8 @@ fail() {
 $bb mount -t devtmpfs dev /dev || fail "no devtmpfs"
 $bb mount -t proc proc /proc
 $bb mount -t sysfs sys /sys
-for module in overlay virtio_blk; do
-    $bb insmod /modules/$module.ko || fail "cannot load $module"
+for module in /modules/*.ko; do
+    $bb insmod $module || fail "cannot load $module"
 done
 
 $bb mount -t virtiofs -o ro root /low || fail "cannot mount the machine's / (virtiofs)"

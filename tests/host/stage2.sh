@@ -39,10 +39,31 @@ $bb mount -t mqueue mqueue /dev/mqueue 2>/dev/null
 for n in 0:stdin 1:stdout 2:stderr; do
     [ -e /dev/${n#*:} ] || ln -s /proc/self/fd/${n%:*} /dev/${n#*:}
 done
-$bb mount -t cgroup2 -o nsdelegate,memory_recursiveprot cgroup2 /sys/fs/cgroup || fail "no cgroup2"
-for controller in $(cat /sys/fs/cgroup/cgroup.controllers); do
-    echo +$controller >/sys/fs/cgroup/cgroup.subtree_control
-done
+# One hierarchy for each controller that this kernel has, named after it; some together,
+# by either name; and one of no controller.
+legacy_cgroups() {
+    $bb mount -t tmpfs -o mode=755 tmpfs /sys/fs/cgroup
+    for controller in $($bb awk '!/^#/ && $4 == 1 && $1 !~ /^(cpu|cpuacct|net_cls|net_prio)$/ { print $1 }' /proc/cgroups) cpu,cpuacct net_cls,net_prio; do
+        mkdir /sys/fs/cgroup/$controller
+        # Linux 6.12 names some that it has for cgroup v2 alone.
+        $bb mount -t cgroup -o $controller cgroup /sys/fs/cgroup/$controller 2>/dev/null || rmdir /sys/fs/cgroup/$controller
+    done
+    for both in cpu,cpuacct net_cls,net_prio; do
+        ln -s $both /sys/fs/cgroup/${both%,*}
+        ln -s $both /sys/fs/cgroup/${both#*,}
+    done
+    mkdir /sys/fs/cgroup/systemd
+    $bb mount -t cgroup -o none,name=systemd,xattr cgroup /sys/fs/cgroup/systemd || fail "no cgroup v1"
+}
+case $cgroup in
+v1) legacy_cgroups ;;
+*)
+    $bb mount -t cgroup2 -o nsdelegate,memory_recursiveprot cgroup2 /sys/fs/cgroup || fail "no cgroup2"
+    for controller in $(cat /sys/fs/cgroup/cgroup.controllers); do
+        echo +$controller >/sys/fs/cgroup/cgroup.subtree_control
+    done
+    ;;
+esac
 $bb mount -t bpf bpf /sys/fs/bpf 2>/dev/null
 $bb mount -t securityfs securityfs /sys/kernel/security || fail "no securityfs"
 $bb mount -t tracefs tracefs /sys/kernel/tracing 2>/dev/null

@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
+use crate::cgroup1;
+
 /// Things that a container must not leave behind, by name.
 pub type Holdings = BTreeMap<String, usize>;
 
@@ -18,8 +20,11 @@ pub fn holdings() -> Holdings {
     }
     let mounts = fs::read_to_string("/proc/self/mountinfo").expect("/proc is mounted");
     counts.insert("mounts".into(), mounts.lines().count());
-    let cgroups = ["/sys/fs/cgroup/bulkhead", "/sys/fs/cgroup/bulkhead-tests"];
-    counts.insert("cgroups".into(), cgroups.iter().map(|at| directories(Path::new(at))).sum());
+    let hierarchies = cgroup1::hierarchies();
+    let roots = if hierarchies.is_empty() { vec!["/sys/fs/cgroup".into()] } else { hierarchies };
+    let cgroups =
+        roots.iter().flat_map(|root| ["bulkhead", "bulkhead-tests"].map(|at| root.join(at)));
+    counts.insert("cgroups".into(), cgroups.map(|at| directories(&at)).sum());
     for (tree, depth) in [("/run/bulkhead", usize::MAX), ("/var/lib/bulkhead", 3)] {
         counts.insert(format!("files in {tree}"), entries(Path::new(tree), depth));
     }

@@ -7,6 +7,7 @@
 pub mod apparmor;
 pub mod background;
 pub mod bundle;
+pub mod cgroup1;
 pub mod children;
 pub mod image;
 pub mod leaks;

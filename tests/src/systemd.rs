@@ -2,7 +2,8 @@
 //! does not have.
 //!
 //! ```text
-//! /sys/fs/cgroup/systemd-PID-N     root of a cgroup namespace, and of what is below:
+//! /sys/fs/cgroup/systemd-PID-N     root of a cgroup namespace, and of what is below
+//!                                  (in each hierarchy of a host with cgroup v1):
 //!   init.scope                     systemd, first process of a pid namespace
 //!   cases                          what a case does, where systemd may take it from
 //!   system.slice, ...              what it makes
@@ -16,16 +17,33 @@ use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use crate::bundle::Bundle;
+use crate::cgroup1;
 use crate::program::{Finished, eventually, run};
 
-/// Carries out a command line in a cgroup.
-const JOIN: &str = "echo $$ > \"$0\"/cgroup.procs; exec \"$@\"";
+/// Carries out a command line in cgroups: their directories are one word.
+const JOIN: &str = "for d in $0; do echo $$ > $d/cgroup.procs; done; exec \"$@\"";
 
 /// What becomes systemd, in its namespaces.
 const FIRST: &str = r#"
 set -e
-umount /sys/fs/cgroup
-mount -t cgroup2 -o nsdelegate cgroup2 /sys/fs/cgroup
+if [ -e /sys/fs/cgroup/cgroup.controllers ]; then
+    umount /sys/fs/cgroup
+    mount -t cgroup2 -o nsdelegate cgroup2 /sys/fs/cgroup
+else
+    trees=$(find /sys/fs/cgroup -mindepth 1 -maxdepth 1 -type d -printf '%f ')
+    umount -R /sys/fs/cgroup
+    # systemd makes it read-only.
+    mount -t tmpfs -o mode=755 tmpfs /sys/fs/cgroup
+    for tree in $trees; do
+        mkdir /sys/fs/cgroup/$tree
+        of=$tree
+        [ $tree != systemd ] || of=none,name=systemd
+        mount -t cgroup -o $of cgroup /sys/fs/cgroup/$tree
+        for name in ${tree//,/ }; do
+            [ -e /sys/fs/cgroup/$name ] || ln -s $tree /sys/fs/cgroup/$name
+        done
+    done
+fi
 mount -t tmpfs -o mode=755 run /run
 mkdir -p /run/units /run/dbus /run/lock
 cat > /run/units/quiet.target <<END
@@ -58,7 +76,8 @@ exec /lib/systemd/systemd --system --unit=quiet.target --show-status=no
 pub struct Systemd {
     unshare: Child,
     first: i32,
-    cgroup: PathBuf,
+    name: String,
+    trees: Vec<PathBuf>,
 }
 
 impl Systemd {
@@ -68,16 +87,23 @@ impl Systemd {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let name = format!("systemd-{}-{number}", std::process::id());
-        let cgroup = Path::new("/sys/fs/cgroup").join(name);
-        std::fs::create_dir_all(cgroup.join("cases")).expect("a cgroup");
-        let cases = cgroup.join("cases");
+        let mut trees = cgroup1::hierarchies();
+        if trees.is_empty() {
+            trees.push("/sys/fs/cgroup".into());
+        }
+        for tree in &trees {
+            make(tree, Path::new(&name));
+            make(tree, &Path::new(&name).join("cases"));
+        }
+        let cases = words(&trees, &format!("{name}/cases"));
+        let cgroup = words(&trees, &name);
         let mut command = Command::new("bash");
         command.args(["-c", JOIN]).arg(&cases).args(["unshare", "--mount", "--pid", "--ipc"]);
         command.args(["--mount-proc", "--fork", "--kill-child", "bash", "-c", JOIN]).arg(&cgroup);
         // Alone in its root: controllers are not given to children beside processes.
         command.args(["unshare", "--cgroup", "bash", "-c", FIRST]);
         let unshare = command.stdin(Stdio::null()).spawn().expect("bash and unshare");
-        let mut systemd = Systemd { unshare, first: 0, cgroup };
+        let mut systemd = Systemd { unshare, first: 0, name, trees };
         eventually("systemd's socket", || systemd.is_up());
         systemd
     }
@@ -95,7 +121,7 @@ impl Systemd {
     pub fn words(&self, directory: &Path) -> Vec<String> {
         let first = self.first.to_string();
         let enter = ["nsenter", "--target", &first, "--mount", "--pid", "--cgroup", "--ipc"];
-        let cases = self.cgroup.join("cases").display().to_string();
+        let cases = words(&self.trees, &format!("{}/cases", self.name));
         let mut words = ["bash", "-c", JOIN, &cases].map(str::to_owned).to_vec();
         words.extend(enter.map(str::to_owned));
         words.extend(["env".to_owned(), "-C".to_owned(), directory.display().to_string()]);
@@ -124,9 +150,32 @@ impl Systemd {
         self.script(&format!("systemctl show --value -p {name} -- {unit}")).ok()
     }
 
-    /// Directory of one of its cgroups.
+    /// Directory of one of its cgroups, on a host with cgroup v2.
     pub fn cgroup(&self, below: &str) -> PathBuf {
-        self.cgroup.join(below)
+        Path::new("/sys/fs/cgroup").join(self.below(below))
+    }
+
+    /// Path of one of its cgroups, below the root of a tree.
+    pub fn below(&self, below: &str) -> PathBuf {
+        Path::new(&self.name).join(below)
+    }
+}
+
+/// The directories of a cgroup in all trees, as one word.
+fn words(trees: &[PathBuf], below: &str) -> String {
+    let directories = trees.iter().map(|tree| tree.join(below).display().to_string());
+    directories.collect::<Vec<_>>().join(" ")
+}
+
+/// Makes a cgroup that processes may join: in cgroup v1 a new cpuset is empty.
+fn make(tree: &Path, below: &Path) {
+    let path = tree.join(below);
+    std::fs::create_dir_all(&path).expect("a cgroup");
+    for file in ["cpuset.cpus", "cpuset.mems"] {
+        let inherited = std::fs::read_to_string(path.with_file_name(file)).unwrap_or_default();
+        if tree.ends_with("cpuset") {
+            std::fs::write(path.join(file), inherited.trim()).expect("a cpuset");
+        }
     }
 }
 
@@ -135,12 +184,13 @@ impl Drop for Systemd {
         // The whole namespace, and with it each process that it has in a cgroup.
         let _ = self.unshare.kill();
         let _ = self.unshare.wait();
-        let _ = std::fs::write(self.cgroup.join("cgroup.kill"), "1");
+        let roots: Vec<PathBuf> = self.trees.iter().map(|tree| tree.join(&self.name)).collect();
         let mut remove = Command::new("find");
-        remove.arg(&self.cgroup).args(["-depth", "-type", "d", "-exec", "rmdir", "{}", ";"]);
+        remove.args(&roots).args(["-depth", "-type", "d", "-exec", "rmdir", "{}", ";"]);
         for _ in 0..100 {
+            roots.iter().for_each(|root| drop(std::fs::write(root.join("cgroup.kill"), "1")));
             let _ = remove.stderr(Stdio::null()).status();
-            if !self.cgroup.exists() {
+            if !roots.iter().any(|root| root.exists()) {
                 return;
             }
             std::thread::sleep(std::time::Duration::from_millis(50));

@@ -6,7 +6,7 @@ use std::process::{Command, ExitCode, Stdio};
 
 use anyhow::{Context, Result, bail};
 
-use crate::host::artifacts;
+use crate::host::artifacts::{self, KernelChoice};
 use crate::paths::Tree;
 use crate::{demo, dist, kvm, setup, sh};
 
@@ -47,7 +47,7 @@ pub fn run(tree: &Tree, options: &Options) -> Result<ExitCode> {
     };
     command.arg("start").arg("--image").arg(tree.build("images/debian-oci"));
     command.arg("--share").arg(tree.dist().join("share/bulkhead"));
-    command.arg("--kernel").arg(artifacts::kernel(tree)?.vmlinux);
+    command.arg("--kernel").arg(artifacts::kernel(tree, KernelChoice::default())?.vmlinux);
     command.args(["--runs", &options.runs.to_string()]);
     let output = command.stderr(Stdio::inherit()).output().context("cannot start the benchmark")?;
     if !output.status.success() {

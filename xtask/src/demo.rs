@@ -1,6 +1,6 @@
 //! `cargo xtask demo`: a real Debian image in its own microVM, end to end.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 
 use anyhow::{Context, Result, bail};
@@ -29,24 +29,37 @@ pub fn run(tree: &Tree) -> Result<ExitCode> {
 /// Runs a command where KVM is real: directly, or in the test host.
 pub fn here_or_in_host(tree: &Tree, command: &[PathBuf]) -> Result<ExitCode> {
     let verdict = kvm::verdict();
-    let image = (IMAGE, tree.build("images/debian-oci"));
-    let status = if verdict.usable() {
+    if verdict.usable() {
         note(verdict.to_string());
-        let path = std::env::var("PATH").unwrap_or_default();
-        let mut here = Command::new(&command[0]);
-        here.args(&command[1..]).env("PATH", format!("{}:{path}", tree.bin().display()));
-        sh::status(here.env(image.0, image.1))?
-    } else {
-        note(format!(
-            "{verdict}: running in a throw-away host with emulated SVM, see tests/host/README.md"
-        ));
-        let mut host = myself()?;
-        host.args(["host", "--timeout", HOST_LIMIT, "--"]).args(command);
-        sh::status(host.stdin(Stdio::null()).env(image.0, image.1))?
-    };
+        return here(tree, command);
+    }
+    note(format!(
+        "{verdict}: running in a throw-away host with emulated SVM, see tests/host/README.md"
+    ));
+    in_host(tree, &[], command)
+}
+
+/// Runs a command on this machine.
+pub fn here(tree: &Tree, command: &[PathBuf]) -> Result<ExitCode> {
+    let path = std::env::var("PATH").unwrap_or_default();
+    let mut here = Command::new(&command[0]);
+    here.args(&command[1..]).env("PATH", format!("{}:{path}", tree.bin().display()));
+    finish(tree, here, &command[0])
+}
+
+/// Runs a command in a test host with these options.
+pub fn in_host(tree: &Tree, options: &[&str], command: &[PathBuf]) -> Result<ExitCode> {
+    let mut host = myself()?;
+    host.args(["host", "--timeout", HOST_LIMIT]).args(options).arg("--").args(command);
+    host.stdin(Stdio::null());
+    finish(tree, host, &command[0])
+}
+
+fn finish(tree: &Tree, mut command: Command, program: &Path) -> Result<ExitCode> {
+    let status = sh::status(command.env(IMAGE, tree.build("images/debian-oci")))?;
     match status.code() {
         Some(code) => Ok(ExitCode::from(u8::try_from(code).unwrap_or(1))),
-        None => bail!("`{}` ended with {status}", command[0].display()),
+        None => bail!("`{}` ended with {status}", program.display()),
     }
 }
 

@@ -25,7 +25,7 @@ struct Package(&'static str, &'static [Group], &'static str);
 use Group::{Build, Demo, Test};
 
 /// Everything that is installed, and nothing else.
-const PACKAGES: [Package; 37] = [
+const PACKAGES: [Package; 38] = [
     Package("gcc", &[Build], "compiles the guest kernel, links our binaries"),
     Package("make", &[Build], "builds the guest kernel"),
     Package("libc6-dev", &[Build], "static glibc for the agent"),
@@ -39,6 +39,7 @@ const PACKAGES: [Package; 37] = [
     Package("libssl-dev", &[Build], "kernel build: host tools"),
     Package("rsync", &[Build], "kernel build: headers"),
     Package("zstd", &[Build, Demo, Test], "unpacks kernels, makes zstd layers"),
+    Package("lz4", &[Test], "unpacks the test host's Debian 12 kernel"),
     Package("xz-utils", &[Build, Demo, Test], "unpacks kernel source and modules"),
     Package("binutils", &[Build], "strip, readelf"),
     Package("cpio", &[Test], "checks our writer of initial file systems"),

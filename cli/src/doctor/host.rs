@@ -47,23 +47,32 @@ fn version(release: &str) -> Option<(u32, u32)> {
 }
 
 pub(super) fn cgroup() -> Finding {
-    let subject = "cgroup v2";
-    let Ok(available) = std::fs::read_to_string(format!("{}/cgroup.controllers", cgroup::ROOT))
-    else {
-        let detail = format!("no cgroup v2 at {}", cgroup::ROOT);
-        let advice = "boot with systemd.unified_cgroup_hierarchy=1, or \
-                      `mount -t cgroup2 none /sys/fs/cgroup`";
-        return Finding::fail(subject, detail, advice);
+    let available = match cgroup::controllers() {
+        Ok(available) => available,
+        Err(error) => {
+            let advice = "boot with systemd.unified_cgroup_hierarchy=1, or \
+                          `mount -t cgroup2 none /sys/fs/cgroup`";
+            return Finding::fail("cgroups", error.to_string(), advice);
+        }
     };
-    let missing: Vec<_> =
-        cgroup::CONTROLLERS.into_iter().filter(|name| !cgroup::has(&available, name)).collect();
+    let has = |name: &&str| available.iter().any(|available| available == name);
+    let missing: Vec<_> = cgroup::CONTROLLERS.into_iter().filter(|name| !has(name)).collect();
+    let (subject, advice) = match cgroup::Version::of_host() {
+        cgroup::Version::V2 => (
+            "cgroup v2",
+            "they must not be mounted as cgroup v1, nor be disabled on the kernel's command line \
+             (cgroup_disable=, cgroup_enable=memory)",
+        ),
+        cgroup::Version::V1 => (
+            "cgroup v1",
+            "mount a hierarchy for each below /sys/fs/cgroup, with a kernel that has them \
+             (CONFIG_MEMCG_V1), or boot with systemd.unified_cgroup_hierarchy=1",
+        ),
+    };
     if missing.is_empty() {
-        return Finding::ok(subject, format!("controllers: {}", available.trim()));
+        return Finding::ok(subject, format!("controllers: {}", available.join(" ")));
     }
-    let detail = format!("controllers are missing: {}", missing.join(", "));
-    let advice = "they must not be mounted as cgroup v1, nor be disabled on the kernel's command \
-                  line (cgroup_disable=, cgroup_enable=memory)";
-    Finding::fail(subject, detail, advice)
+    Finding::fail(subject, format!("controllers are missing: {}", missing.join(", ")), advice)
 }
 
 pub(super) fn user_namespaces() -> Finding {

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use oci_spec::runtime::{LinuxBlockIo, LinuxCpu, LinuxMemory, LinuxResources, LinuxThrottleDevice};
+use oci_spec::runtime::{LinuxCpu, LinuxMemory, LinuxResources};
 
 use crate::plan::{PlanError, field};
 
@@ -24,8 +24,8 @@ pub fn settings(resources: &LinuxResources) -> Result<Settings, PlanError> {
     if let Some(limit) = resources.pids().map(|pids| pids.limit()).filter(|limit| *limit != 0) {
         push(&mut files, "pids.max", or_max(limit));
     }
-    if let Some(given) = resources.block_io() {
-        block_io(given, &mut files)?;
+    if resources.block_io().is_some() {
+        return Err(field("linux.resources.blockIO", "the guest has no disk of the host"));
     }
     for limit in resources.hugepage_limits().iter().flatten() {
         push(&mut files, &format!("hugetlb.{}.max", limit.page_size()), or_max(limit.limit()));
@@ -127,34 +127,6 @@ fn cpu(cpu: &LinuxCpu, files: &mut Settings) -> Result<(), PlanError> {
     Ok(())
 }
 
-fn block_io(block: &LinuxBlockIo, files: &mut Settings) -> Result<(), PlanError> {
-    if block.leaf_weight().is_some_and(|weight| weight != 0) {
-        return Err(field("linux.resources.blockIO.leafWeight", "cgroup v2 has no such weight"));
-    }
-    // [10, 1000] -> [1, 10000].
-    let weight = |weight: u16| 1 + (u64::from(weight.clamp(10, 1000)) - 10) * 9999 / 990;
-    if let Some(given) = block.weight().filter(|weight| *weight != 0) {
-        push(files, "io.weight", format!("default {}", weight(given)));
-    }
-    for device in block.weight_device().iter().flatten() {
-        if let Some(given) = device.weight() {
-            let (major, minor) = (device.major(), device.minor());
-            push(files, "io.weight", format!("{major}:{minor} {}", weight(given)));
-        }
-    }
-    let mut throttle = |key: &str, devices: &Option<Vec<LinuxThrottleDevice>>| {
-        for device in devices.iter().flatten() {
-            let (major, minor, rate) = (device.major(), device.minor(), device.rate());
-            push(files, "io.max", format!("{major}:{minor} {key}={rate}"));
-        }
-    };
-    throttle("rbps", block.throttle_read_bps_device());
-    throttle("wbps", block.throttle_write_bps_device());
-    throttle("riops", block.throttle_read_iops_device());
-    throttle("wiops", block.throttle_write_iops_device());
-    Ok(())
-}
-
 fn unified(resources: &LinuxResources, files: &mut Settings) -> Result<(), PlanError> {
     let sorted: BTreeMap<_, _> = resources.unified().iter().flatten().collect();
     for (file, value) in sorted {
@@ -183,7 +155,6 @@ mod tests {
                        "disableOOMKiller": false},
             "cpu": {"shares": 1024, "quota": 50000, "period": 100000, "cpus": "0"},
             "pids": {"limit": 32},
-            "blockIO": {"weight": 500},
             "unified": {"memory.high": "1000"},
         }))
         .unwrap();
@@ -198,7 +169,6 @@ mod tests {
                 ("cpu.max", "50000 100000"),
                 ("cpuset.cpus", "0"),
                 ("pids.max", "32"),
-                ("io.weight", "default 4950"),
                 ("memory.high", "1000"),
             ]
         );

@@ -64,7 +64,8 @@ impl Place {
     /// Ends the machine without asking the guest. Its supervisor, if it lives,
     /// writes down the end.
     pub(super) fn kill_machine(&self) {
-        let _ = std::fs::write(cgroup::path_of(self.id()).join("cgroup.kill"), "1");
+        // Whoever waits for its end tells when it does not come.
+        let _ = cgroup::kill(&cgroup::path_of(self.id()));
     }
 
     /// Waits until the supervisor has written down the end and is gone; false

@@ -5,8 +5,11 @@
 //! made            mkdir, limits             StartTransientUnit with the monitor in it,
 //!                                           limits as properties; then the files too
 //! changed         files                     SetUnitProperties; then the files too
-//! removed         cgroup.kill, rmdir        cgroup.kill, StopUnit, ResetFailedUnit, rmdir
+//! removed         kill, rmdir               kill, StopUnit, ResetFailedUnit, rmdir
 //! ```
+//!
+//! Under cgroup v1 systemd has the scope in the hierarchies that it uses, and we have a
+//! cgroup of the same path in all others.
 //!
 //! The limits are the same list either way: files of the cgroup and their values. What
 //! systemd does not know of stands in files alone, and what it would round is exact there.
@@ -64,17 +67,16 @@ impl Manager {
                     .block_on(async { Bus::connect().await?.set(unit, &properties).await })?;
             }
         }
-        settings.iter().try_for_each(|(file, value)| {
-            let path = path.join(file);
-            std::fs::write(&path, value).map_err(OciError::io(path))
-        })
+        Ok(cgroup::change(path, settings)?)
     }
 
     /// Kills what is in the cgroup at `path` and removes it.
     pub(super) fn remove(&self, path: &Path) {
         if let Manager::Systemd(unit) = self {
             // systemd would ask first, and wait.
-            cgroup::kill(path);
+            if let Err(error) = cgroup::kill(path) {
+                tracing::warn!("{}", chain(&error));
+            }
             let stopped = super::event_loop().and_then(|event_loop| {
                 let stop = async { Bus::connect().await?.stop(unit).await };
                 Ok(event_loop.block_on(stop)?)

@@ -9,7 +9,7 @@ use std::process::{Child, Command};
 use serde_json::Value;
 
 use super::handshake::{Built, Channel, Word};
-use super::plan::Plan;
+use super::plan::{Host, Plan};
 use super::preserved::Preserved;
 use super::store::{Container, Live, Lock, Phase, Record, Root, VERSION, valid_id};
 use super::{Bundle, OciError, console, hooks};
@@ -96,7 +96,8 @@ pub fn create(root: &Root, id: &str, options: &CreateOptions) -> Result<i32, Oci
         return Err(OciError::InvalidId(id.into()));
     }
     let bundle = Bundle::load(&options.bundle)?;
-    let mut plan = Plan::new(id, &bundle, options.systemd, &|pid| root.neighbour(pid))?;
+    let host = Host { systemd: options.systemd, version: cgroup::Version::of_host() };
+    let mut plan = Plan::new(id, &bundle, host, &|pid| root.neighbour(pid))?;
     plan.activate(options.preserved.activated);
     let socket = connect_console(&plan, options)?;
     let annotations = bundle.spec.annotations().clone().unwrap_or_default();

@@ -16,7 +16,7 @@ use serde_json::Value;
 
 use super::create::{Helper, Inherited};
 use super::handshake::{Channel, Word};
-use super::monitor::{Fate, join_cgroup, lead_session, leave_stdio, stdio};
+use super::monitor::{Fate, lead_session, leave_stdio, stdio};
 use super::preserved::Preserved;
 use super::store::{Container, Live, Root, Status};
 use super::{OciError, apparmor, console};
@@ -24,6 +24,7 @@ use crate::agent::{Agent, AgentError};
 use crate::container::chain;
 use crate::files::FileError;
 use crate::id;
+use crate::sandbox::cgroup;
 use crate::sandbox::ids::{Both, High};
 use crate::streams::forward::{Caught, follow_size};
 use crate::streams::terminal::RawTerminal;
@@ -115,7 +116,7 @@ pub fn monitor(root: &Root, id: &str, inherited: Inherited) -> Result<Fate, OciE
         let order = read_order(order.into())?;
         let container = root.find(id)?;
         let stdio = stdio(console)?;
-        join_cgroup(&container.record.plan.cgroup)?;
+        cgroup::join(&container.record.plan.cgroup)?;
         let _ = std::env::set_current_dir("/");
         Ok((container, order, stdio, name))
     };

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! verb (holds the container's lock)      supervisor             VMM, agent
-//!   memory.max of the cgroup up
+//!   the cgroup's memory up
 //!   Grow(size) -------------------------> Grow ---------------> slots, vCPUs
 //!                                         Grow ---------------> blocks and CPUs online
 //!   <------------------------- its size
@@ -11,7 +11,7 @@
 //!
 //! Each step is told the size that is to be, not the difference, and leaves alone what is
 //! there: who is killed, or fails, in the middle has a machine that is at most larger than
-//! `shape.json` says, and the next update finds it so. A memory.max that was raised for a
+//! `shape.json` says, and the next update finds it so. A limit that was raised for a
 //! growth that failed stays: the machine's own size bounds the guest as well.
 
 use protocol::machine::Size;
@@ -20,6 +20,7 @@ use super::OciError;
 use super::store::{Container, Lock};
 use crate::limits::Shape;
 use crate::sandbox::available_mib;
+use crate::sandbox::cgroup::{self, Version};
 use crate::sandbox::membership::{GrowError, Growth};
 
 /// Makes the machine of `container`, now of shape `present`, as large as `wanted`.
@@ -50,28 +51,9 @@ pub(super) fn grow(
 /// higher stays.
 fn raise(container: &Container, shape: &Shape) -> Result<(), OciError> {
     let plan = &container.record.plan;
-    let path = plan.cgroup.join("memory.max");
-    let text = std::fs::read_to_string(&path).map_err(OciError::io(&path))?;
-    if !is_lower(&text, shape.host_memory_max) {
+    if cgroup::memory(&plan.cgroup)?.is_none_or(|limit| limit >= shape.host_memory_max) {
         return Ok(());
     }
-    let limit = ("memory.max".to_owned(), shape.host_memory_max.to_string());
+    let limit = cgroup::memory_limit(shape.host_memory_max, Version::of_host());
     plan.manager.change(&plan.cgroup, &[limit])
-}
-
-/// Whether a limit as memory.max tells it is below `bytes`; `max` never is.
-fn is_lower(text: &str, bytes: u64) -> bool {
-    text.trim().parse::<u64>().is_ok_and(|limit| limit < bytes)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn limits_of_the_host_are_only_raised() {
-        assert!(is_lower("4096\n", 8192));
-        assert!(!is_lower("8192\n", 8192));
-        assert!(!is_lower("max\n", u64::MAX));
-    }
 }

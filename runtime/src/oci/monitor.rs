@@ -20,7 +20,7 @@ use crate::container::chain;
 use crate::sandbox::assets::{Assets, OpenAssets};
 use crate::sandbox::membership::Membership;
 use crate::sandbox::{
-    CgroupConfig, LaunchError, LaunchTimings, Sandbox, SandboxConfig, boot_timeout,
+    CgroupConfig, LaunchError, LaunchTimings, Sandbox, SandboxConfig, boot_timeout, cgroup,
 };
 use crate::streams::forward::{Caught, follow_size};
 use crate::streams::terminal::RawTerminal;
@@ -172,7 +172,7 @@ pub(super) fn lead_session() {
 /// Makes this process the container's: cgroup, network namespace.
 fn prepare(container: &Container) -> Result<(), OciError> {
     let plan = &container.record.plan;
-    join_cgroup(&plan.cgroup)?;
+    cgroup::join(&plan.cgroup)?;
     if let Some(score) = plan.spec["process"]["oomScoreAdj"].as_i64() {
         // The VMM, which has all of the container's memory, inherits it.
         let file = Path::new("/proc/self/oom_score_adj");
@@ -194,12 +194,6 @@ fn prepare(container: &Container) -> Result<(), OciError> {
     // No directory shall be busy because of us.
     let _ = std::env::set_current_dir("/");
     Ok(())
-}
-
-/// Moves this process into the cgroup at `path`, if it is not there already.
-pub(super) fn join_cgroup(path: &Path) -> Result<(), OciError> {
-    let file = path.join("cgroup.procs");
-    std::fs::write(&file, "0").map_err(OciError::io(file))
 }
 
 /// What a monitor begins with, beside the container.

@@ -193,7 +193,9 @@ pub fn update(container: &Container, resources: &Value) -> Result<(), OciError> 
     require(container, Some(&lock), "update", &[Live::Created, Live::Running, Live::Paused])?;
     let shape = container.shape()?;
     let plan = &container.record.plan;
-    let Update { settings, size } = super::plan::updated(plan, &shape, resources, host_cpus())?;
+    let version = cgroup::Version::of_host();
+    let Update { settings, size } =
+        super::plan::updated(plan, &shape, resources, host_cpus(), version)?;
     if let Some(size) = size {
         super::growth::grow(container, &lock, shape, size)?;
     }
@@ -228,9 +230,7 @@ pub fn processes(container: &Container) -> Result<Vec<Process>, OciError> {
 /// # Errors
 /// When its cgroup cannot be read.
 pub fn monitors(container: &Container) -> Result<Vec<i32>, OciError> {
-    let path = container.record.plan.cgroup.join("cgroup.procs");
-    let text = std::fs::read_to_string(&path).map_err(OciError::io(path))?;
-    Ok(text.lines().filter_map(|line| line.parse().ok()).collect())
+    Ok(cgroup::processes(&container.record.plan.cgroup)?)
 }
 
 /// Files of its cgroup in the guest: name -> contents.
@@ -323,11 +323,7 @@ fn kill_monitor(container: &Container) -> Result<(), OciError> {
                 if let Some((pid, start)) = container.early_monitor() {
                     kill_process(pid, start)?;
                 }
-                let path = container.record.plan.cgroup.join("cgroup.kill");
-                match std::fs::write(&path, "1") {
-                    Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
-                    other => other.map_err(OciError::io(&path))?,
-                }
+                cgroup::kill(&container.record.plan.cgroup)?;
             }
         }
         if begin.elapsed() > DEATH {

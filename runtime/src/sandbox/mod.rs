@@ -300,6 +300,8 @@ fn prepare(
 ) -> Result<(Vec<(Share, OwnedFd)>, OwnedFd), LaunchError> {
     let failed = |what| move |source| LaunchError::Namespace { what, source };
     let (id, shares) = (&config.id, &config.shares);
+    // Whatever it spends from its first instruction on is charged there.
+    resources.cgroup.take(process.pid())?;
     let base = resources.uids.base();
     let map = |high: &High| high.map(base).lines();
     let (uid_map, gid_map) = (map(&config.ids.uids)?, map(&config.ids.gids)?);

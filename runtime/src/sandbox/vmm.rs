@@ -90,7 +90,10 @@ pub(super) struct HeldVmm {
 }
 
 /// Starts the VMM in its namespaces, held before its first instruction.
-pub(super) fn spawn(executable: &OwnedFd, cgroup: BorrowedFd) -> Result<HeldVmm, LaunchError> {
+pub(super) fn spawn(
+    executable: &OwnedFd,
+    cgroup: Option<BorrowedFd>,
+) -> Result<HeldVmm, LaunchError> {
     let flags = SockFlag::SOCK_CLOEXEC;
     let (control, theirs) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, flags)
         .map_err(LaunchError::Spawn)?;
@@ -101,7 +104,7 @@ pub(super) fn spawn(executable: &OwnedFd, cgroup: BorrowedFd) -> Result<HeldVmm,
         name: c"bulkhead-vmm",
         control: theirs.as_fd(),
         stderr: stderr_write.as_fd(),
-        cgroup: Some(cgroup),
+        cgroup,
     };
     let process = spawn_isolated(&program).map_err(LaunchError::Spawn)?;
     Ok(HeldVmm { process, control, stderr })

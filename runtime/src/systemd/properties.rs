@@ -121,13 +121,31 @@ pub fn of_limits(limits: &[(String, String)]) -> Result<Vec<Property>, SystemdEr
         })?;
         properties.extend(some);
     }
+    properties.extend(cfs(limits)?);
     Ok(properties)
+}
+
+/// Both files of cgroup v1 that say together what `cpu.max` says.
+fn cfs(limits: &[(String, String)]) -> Result<Vec<Property>, SystemdError> {
+    const QUOTA: &str = "cpu.cfs_quota_us";
+    let last = |name: &str| limits.iter().rfind(|(file, _)| file == name).map(|(_, value)| value);
+    let Some(quota) = last(QUOTA) else { return Ok(Vec::new()) };
+    let words = match (quota.as_str(), last("cpu.cfs_period_us")) {
+        ("-1", _) => "max".to_owned(),
+        (quota, None) => quota.to_owned(),
+        (quota, Some(period)) => format!("{quota} {period}"),
+    };
+    let (file, value) = (QUOTA.to_owned(), quota.clone());
+    cpu_max(&words).map_err(|reason| SystemdError::Limit { file, value, reason })
 }
 
 fn of_limit(file: &str, value: &str) -> Result<Vec<Property>, &'static str> {
     let one = |name: &str, value| Ok(vec![Property::new(name, value)]);
     match file {
         "memory.max" => one("MemoryMax", limit(value)?),
+        // Those of cgroup v1; systemd converts no number then.
+        "memory.limit_in_bytes" => one("MemoryLimit", limit(value)?),
+        "cpu.shares" => one("CPUShares", Value::Uint64(number(value)?)),
         "memory.high" => one("MemoryHigh", limit(value)?),
         "memory.low" => one("MemoryLow", limit(value)?),
         "memory.min" => one("MemoryMin", limit(value)?),

@@ -182,12 +182,20 @@ fn limits_become_properties() {
             [device("IOReadBandwidthMax", 1), device("IOWriteBandwidthMax", 2)].concat(),
         ),
         ("cpuset.cpus.partition", "root", Vec::new()),
+        ("memory.limit_in_bytes", "1048576", number("MemoryLimit", 1_048_576)),
+        ("cpu.shares", "700", number("CPUShares", 700)),
+        ("cpu.cfs_quota_us", "-1", quota(100_000, u64::MAX)),
+        ("cpu.cfs_period_us", "50000", Vec::new()),
     ];
     for (file, value, properties) in cases {
         assert_eq!(of(file, value).unwrap(), properties, "{file} {value}");
     }
+    let both = [("cpu.cfs_period_us", "50000"), ("cpu.cfs_quota_us", "25000")];
+    let both = both.map(|(file, value)| (file.to_owned(), value.to_owned()));
+    assert_eq!(of_limits(&both).unwrap(), quota(50_000, 500_000));
     for (file, value) in [
         ("memory.max", "1k"),
+        ("cpu.cfs_quota_us", "some"),
         ("cpu.max", "1 0"),
         ("cpu.max", "1 2 3"),
         ("io.max", "sda rbps=1"),

@@ -2,6 +2,7 @@
 //! runc and with ours, so that every difference is seen.
 
 mod apparmor;
+mod cgroup1;
 mod fields;
 mod growth;
 mod killed;
@@ -13,11 +14,12 @@ mod users;
 
 /// A case for both runtimes.
 macro_rules! both {
-    ($name:ident, $case:expr) => {
+    ($(#[$attribute:meta])* $name:ident, $case:expr) => {
         mod $name {
             use super::*;
 
             #[test]
+            $(#[$attribute])*
             fn with_runc() {
                 let _turn = bulkhead_tests::turn::shared();
                 let case: fn(&'static str) = $case;
@@ -25,6 +27,7 @@ macro_rules! both {
             }
 
             #[test]
+            $(#[$attribute])*
             fn with_ours() {
                 let _turn = bulkhead_tests::turn::shared();
                 let case: fn(&'static str) = $case;

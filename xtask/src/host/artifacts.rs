@@ -12,13 +12,40 @@ use crate::apt::{self, Source};
 use crate::paths::Tree;
 use crate::sh::{self, cmd, note};
 
-/// Debian's package that always depends on the newest 6.12 cloud kernel.
-const KERNEL_META: &str = "linux-image-6.12-cloud-amd64";
-/// Modules that the initial file system loads; the others come by modprobe.
-pub const EARLY_MODULES: [(&str, &str); 2] = [
-    ("overlay", "kernel/fs/overlayfs/overlay.ko"),
-    ("virtio_blk", "kernel/drivers/block/virtio_blk.ko"),
-];
+/// Which of Debian's cloud kernels the host runs.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum KernelChoice {
+    /// Of Debian 12's backports. Its memory controller is one of cgroup v2 alone.
+    #[default]
+    #[value(name = "6.12")]
+    Later,
+    /// Debian 12's own, with all controllers of cgroup v1.
+    #[value(name = "6.1")]
+    Stable,
+}
+
+impl KernelChoice {
+    /// The package that always depends on the newest one, and how that one is called.
+    fn package(self) -> (&'static str, &'static str) {
+        match self {
+            KernelChoice::Later => ("linux-image-6.12-cloud-amd64", "linux-image-6.12"),
+            KernelChoice::Stable => ("linux-image-cloud-amd64", "linux-image-6.1."),
+        }
+    }
+
+    /// Where it is kept.
+    fn directory(self) -> &'static str {
+        match self {
+            KernelChoice::Later => "host/kernel",
+            KernelChoice::Stable => "host/kernel-6.1",
+        }
+    }
+}
+
+/// What the initial file system cannot do without, where it is a module: the others come
+/// by modprobe.
+const EARLY_MODULES: [&str; 5] =
+    ["virtio_pci", "virtio_console", "virtio_blk", "virtiofs", "overlay"];
 
 /// A kernel that was unpacked, with its modules uncompressed.
 pub struct HostKernel {
@@ -39,15 +66,15 @@ pub struct Qemu {
 }
 
 /// The stock kernel: the cached one, or the newest of the archive.
-pub fn kernel(tree: &Tree) -> Result<HostKernel> {
-    let base = tree.build("host/kernel");
+pub fn kernel(tree: &Tree, choice: KernelChoice) -> Result<HostKernel> {
+    let base = tree.build(choice.directory());
     if let Ok(release) = fs::read_to_string(base.join("release")) {
         let found = host_kernel(&base, release.trim());
         if found.vmlinux.is_file() {
             return Ok(found);
         }
     }
-    let package = kernel_package()?;
+    let package = kernel_package(choice)?;
     let release = package.trim_start_matches("linux-image-").to_owned();
     sh::step(&format!("fetching Debian's kernel {release} for the test host"), || {
         let _ = fs::remove_dir_all(&base);
@@ -76,24 +103,58 @@ fn host_kernel(base: &Path, release: &str) -> HostKernel {
     }
 }
 
+impl HostKernel {
+    /// Paths of the modules that the initial file system loads, in this order.
+    pub fn early_modules(&self) -> Result<Vec<PathBuf>> {
+        let file = self.modules.join("modules.dep");
+        let table =
+            fs::read_to_string(&file).with_context(|| format!("cannot read {}", file.display()))?;
+        Ok(load_order(&table, &EARLY_MODULES).iter().map(|path| self.modules.join(path)).collect())
+    }
+}
+
+/// Paths of modules and of what they need, by modules.dep(5), which names the needed ones
+/// of each, the last to be loaded first. One that is not there is built in.
+fn load_order<'a>(table: &'a str, names: &[&str]) -> Vec<&'a str> {
+    let mut order = Vec::new();
+    for name in names {
+        let file = format!("/{name}.ko");
+        let line = table.lines().filter_map(|line| line.split_once(':'));
+        let Some((path, needed)) = line.into_iter().find(|(path, _)| path.ends_with(&file)) else {
+            continue;
+        };
+        for path in needed.split_whitespace().rev().chain([path]) {
+            if !order.contains(&path) {
+                order.push(path);
+            }
+        }
+    }
+    order
+}
+
 /// The name of the package that the meta-package stands for.
-fn kernel_package() -> Result<String> {
-    let listing = sh::output(&mut cmd("apt-cache", ["depends", "--no-recommends", KERNEL_META]))
-        .context("apt knows no 6.12 cloud kernel; run `apt-get update`")?;
+fn kernel_package(choice: KernelChoice) -> Result<String> {
+    let (meta, prefix) = choice.package();
+    let listing = sh::output(&mut cmd("apt-cache", ["depends", "--no-recommends", meta]))
+        .with_context(|| format!("apt does not know {meta}; run `apt-get update`"))?;
     for line in listing.lines() {
         if let Some(name) = line.trim().strip_prefix("Depends: ")
-            && name.starts_with("linux-image-6.12")
+            && name.starts_with(prefix)
         {
             return Ok(name.to_owned());
         }
     }
-    bail!("{KERNEL_META} depends on no kernel package; run `apt-get update`")
+    bail!("{meta} depends on no {prefix}* of Debian 12; run `apt-get update`")
 }
 
 /// The ELF inside a bzImage: its payload starts at the compressor's magic.
 fn vmlinux_of(image: &[u8]) -> Result<Vec<u8>> {
-    const MAGICS: [(&[u8], &str); 3] =
-        [(&[0x28, 0xb5, 0x2f, 0xfd], "zstd"), (b"\xfd7zXZ\0", "xz"), (&[0x1f, 0x8b, 0x08], "gzip")];
+    const MAGICS: [(&[u8], &str); 4] = [
+        (&[0x28, 0xb5, 0x2f, 0xfd], "zstd"),
+        (b"\xfd7zXZ\0", "xz"),
+        (&[0x02, 0x21, 0x4c, 0x18], "lz4"),
+        (&[0x1f, 0x8b, 0x08], "gzip"),
+    ];
     for (magic, program) in MAGICS {
         for (start, _) in image.windows(magic.len()).enumerate().filter(|(_, w)| *w == magic) {
             let out = filter(program, &image[start..])?;
@@ -102,7 +163,7 @@ fn vmlinux_of(image: &[u8]) -> Result<Vec<u8>> {
             }
         }
     }
-    bail!("no zstd, xz or gzip payload in the kernel image holds an ELF file")
+    bail!("no zstd, xz, lz4 or gzip payload in the kernel image holds an ELF file")
 }
 
 /// Pipes `data` through `program -dc`; trailing garbage is the normal case.
@@ -191,4 +252,21 @@ pub fn virtiofsd() -> Result<PathBuf> {
     places.iter().map(PathBuf::from).find(|p| p.is_file()).context(
         "no virtiofsd here (package qemu-system-common or virtiofsd): run `cargo xtask setup`",
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn modules_are_loaded_after_what_they_need() {
+        let table = "\
+kernel/fs/fuse/virtiofs.ko: kernel/fs/fuse/fuse.ko kernel/virtio.ko kernel/ring.ko
+kernel/fs/fuse/fuse.ko:
+kernel/virtio_pci.ko: kernel/virtio.ko kernel/ring.ko
+";
+        let order = load_order(table, &["virtio_pci", "overlay", "virtiofs"]);
+        let expected = ["ring", "virtio", "virtio_pci", "fs/fuse/fuse", "fs/fuse/virtiofs"];
+        assert_eq!(order, expected.map(|name| format!("kernel/{name}.ko")));
+    }
 }

@@ -3,8 +3,8 @@
 
 use anyhow::{Context, Result, bail};
 
-use super::Options;
 use super::artifacts::HostKernel;
+use super::{CgroupChoice, Options};
 use crate::paths::Tree;
 
 /// Variables of the caller that the command sees as well.
@@ -28,10 +28,14 @@ const SYSTEM_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sb
 /// Settings for stage2.sh, in shell syntax.
 pub fn configuration(kernel: &HostKernel, options: &Options) -> String {
     format!(
-        "kernel={}\nmodules_dir={}\nstdin={}\n",
+        "kernel={}\nmodules_dir={}\nstdin={}\ncgroup={}\n",
         quote(&kernel.release),
         quote(&kernel.modules.to_string_lossy()),
         if options.stdin { "yes" } else { "no" },
+        match options.cgroup {
+            CgroupChoice::V1 => "v1",
+            CgroupChoice::V2 => "v2",
+        },
     )
 }
 

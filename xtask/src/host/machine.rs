@@ -11,8 +11,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 
-use super::artifacts::{self, EARLY_MODULES, HostKernel, Qemu};
-use super::{Options, job, view};
+use super::artifacts::{self, HostKernel, Qemu};
+use super::{CgroupChoice, Options, job, view};
 use crate::cpio::Archive;
 use crate::paths::Tree;
 use crate::sh::{self, cmd};
@@ -21,7 +21,7 @@ use crate::sh::{self, cmd};
 const DISK_BYTES: u64 = 32 << 30;
 /// Kernel command line of the host. Its console is for failures only.
 const COMMAND_LINE: &str = "console=ttyS0 quiet loglevel=4 oops=panic panic=-1 mitigations=off nokaslr tsc=reliable \
-    i8042.noaux i8042.nokbd i8042.nopnp audit=0 cgroup_no_v1=all swiotlb=noforce rdinit=/init";
+    i8042.noaux i8042.nokbd i8042.nopnp audit=0 swiotlb=noforce rdinit=/init";
 
 /// Our ends of the machine's streams.
 pub struct Streams {
@@ -46,7 +46,7 @@ impl Machine {
     /// Starts a host that runs `options.command`.
     pub fn start(tree: &Tree, options: &Options) -> Result<(Self, Streams)> {
         let alone = tree.lock("host")?;
-        let kernel = artifacts::kernel(tree)?;
+        let kernel = artifacts::kernel(tree, options.kernel)?;
         let qemu = artifacts::qemu(tree)?;
         drop(alone);
         let virtiofsd = artifacts::virtiofsd()?;
@@ -156,7 +156,7 @@ impl Drop for Directory {
     }
 }
 
-/// The initial file system: busybox, two modules, and the job.
+/// The initial file system: busybox, a few modules, and the job.
 fn initramfs(tree: &Tree, kernel: &HostKernel, options: &Options) -> Result<Vec<u8>> {
     let read =
         |path: &Path| fs::read(path).with_context(|| format!("cannot read {}", path.display()));
@@ -169,8 +169,9 @@ fn initramfs(tree: &Tree, kernel: &HostKernel, options: &Options) -> Result<Vec<
     let busybox = read(Path::new("/bin/busybox"))
         .context("package busybox-static: run `cargo xtask setup`")?;
     archive.file("bin/busybox", 0o755, &busybox)?;
-    for (name, path) in EARLY_MODULES {
-        archive.file(&format!("modules/{name}.ko"), 0o644, &read(&kernel.modules.join(path))?)?;
+    for (number, path) in kernel.early_modules()?.iter().enumerate() {
+        // Loaded in the order of their names.
+        archive.file(&format!("modules/{number:02}.ko"), 0o644, &read(path)?)?;
     }
     archive.file("init", 0o755, &read(&tree.at("tests/host/init.sh"))?)?;
     archive.file("job/stage2.sh", 0o755, &read(&tree.at("tests/host/stage2.sh"))?)?;
@@ -244,6 +245,10 @@ fn qemu_command(
             options.cpus + 1,
             format!("{COMMAND_LINE} isolcpus=0"),
         ),
+    };
+    let line = match options.cgroup {
+        CgroupChoice::V1 => line,
+        CgroupChoice::V2 => line + " cgroup_no_v1=all",
     };
     if let Some(shift) = options.icount {
         command.args(["-icount", &format!("shift={shift}")]);

@@ -15,6 +15,7 @@ use anyhow::{Result, bail};
 
 use crate::paths::Tree;
 use crate::sh::note;
+use artifacts::KernelChoice;
 use machine::Machine;
 use relay::Event;
 
@@ -24,6 +25,16 @@ pub const HOST_FAILED: u8 = 120;
 pub const TIMED_OUT: u8 = 124;
 /// How long a host may take until it starts the command.
 const BOOT_LIMIT: Duration = Duration::from_secs(120);
+
+/// How the host has its cgroups.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum CgroupChoice {
+    /// One tree of cgroup v2.
+    #[default]
+    V2,
+    /// A hierarchy for each controller, as systemd's legacy layout has it.
+    V1,
+}
 
 /// Options of `cargo xtask host`.
 #[derive(Debug, Clone, clap::Args)]
@@ -41,6 +52,12 @@ pub struct Options {
     /// depend on what else this machine does.
     #[arg(long, value_name = "SHIFT", num_args = 0..=1, default_missing_value = "1")]
     pub icount: Option<u8>,
+    /// Debian's kernel that the host runs.
+    #[arg(long, value_enum, default_value_t)]
+    pub kernel: KernelChoice,
+    /// Which cgroups it has; v1 has a memory controller with `--kernel 6.1` only.
+    #[arg(long, value_enum, default_value_t)]
+    pub cgroup: CgroupChoice,
     /// Forward standard input to the command.
     #[arg(short = 'i', long)]
     pub stdin: bool,

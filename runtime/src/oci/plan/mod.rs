@@ -24,9 +24,11 @@ use super::bundle::{Bundle, BundleError, field};
 use super::cgroup::Manager;
 use crate::limits::{Shape, host_cpus, possible_vcpus};
 use crate::sandbox::ShareConfig;
+use crate::sandbox::cgroup::Version;
 use crate::sandbox::ids::{Both, High, Mappings};
 use crate::streams::HostStdio;
 
+mod block_io;
 mod ids;
 mod namespaces;
 mod resources;
@@ -89,17 +91,21 @@ pub struct Plan {
     pub ids: Both<High>,
 }
 
+/// How cgroups are made on this host.
+#[derive(Debug, Clone, Copy)]
+pub struct Host {
+    /// Whether systemd makes them.
+    pub systemd: bool,
+    /// Which ones there are.
+    pub version: Version,
+}
+
 impl Plan {
-    /// Validates what concerns the host, where systemd makes the cgroup or we do.
+    /// Validates what concerns the host.
     ///
     /// # Errors
     /// Names the field.
-    pub fn new(
-        id: &str,
-        bundle: &Bundle,
-        systemd: bool,
-        of: Neighbours,
-    ) -> Result<Plan, BundleError> {
+    pub fn new(id: &str, bundle: &Bundle, host: Host, of: Neighbours) -> Result<Plan, BundleError> {
         let spec = &bundle.spec;
         let process = spec.process().as_ref().ok_or_else(|| field("process", "is missing"))?;
         let linux = spec.linux().clone().unwrap_or_default();
@@ -137,7 +143,7 @@ impl Plan {
         let annotations = spec.annotations().clone().unwrap_or_default();
         let shape = resources::shape(&limits, &annotations)?;
         let cgroups_path = linux.cgroups_path().as_deref();
-        let (cgroup, manager) = match systemd {
+        let (cgroup, manager) = match host.systemd {
             true => resources::scope(id, cgroups_path, &annotations)?,
             false => (resources::cgroup_path(id, cgroups_path)?, Manager::Files),
         };
@@ -157,7 +163,7 @@ impl Plan {
             max_vcpus: possible_vcpus(shape.vcpus, host_cpus()),
             cgroup,
             manager,
-            cgroup_limits: resources::host_limits(&limits, &shape),
+            cgroup_limits: resources::host_limits(&limits, &shape, host.version)?,
             network,
             own_network,
             terminal: process.terminal().unwrap_or(false),

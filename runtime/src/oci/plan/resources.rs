@@ -10,9 +10,9 @@ use serde_json::Value;
 
 use super::super::bundle::{BundleError, field};
 use super::super::cgroup::Manager;
-use super::Plan;
+use super::{Plan, block_io};
 use crate::limits::{Bytes, Cpus, LimitError, Limits, Shape};
-use crate::sandbox::cgroup;
+use crate::sandbox::cgroup::{self, Version};
 use crate::systemd::{self, Unit};
 
 /// Takes the limits out that only the host can honour: its CPUs and memory nodes are
@@ -22,9 +22,17 @@ pub(in crate::oci) fn host_resources(resources: &mut Value) {
         cpu.remove("cpus");
         cpu.remove("mems");
     }
-    if let Some(unified) = resources.get_mut("unified").and_then(Value::as_object_mut) {
-        unified.retain(|file, _| !file.starts_with("cpuset.") && !file.starts_with("io."));
+    if let Some(resources) = resources.as_object_mut() {
+        resources.remove("blockIO");
     }
+    if let Some(unified) = resources.get_mut("unified").and_then(Value::as_object_mut) {
+        unified.retain(|file, _| !of_the_host(file));
+    }
+}
+
+/// Whether a file of cgroup v2 can mean the host's cgroup only.
+fn of_the_host(file: &str) -> bool {
+    file.starts_with("cpuset.") || file.starts_with("io.")
 }
 
 /// Size of a pod's containers together, as containerd tells the pod's first one:
@@ -75,12 +83,22 @@ pub(super) fn shape(
 
 /// What the container's cgroup on the host is limited to: the limits themselves
 /// hold in the guest; these are for what stands for the container on the host.
-pub(super) fn host_limits(resources: &LinuxResources, shape: &Shape) -> Vec<(String, String)> {
-    let mut limits = cgroup::limits(shape);
+///
+/// # Errors
+/// Names what the host's version of cgroups has not.
+pub(super) fn host_limits(
+    resources: &LinuxResources,
+    shape: &Shape,
+    version: Version,
+) -> Result<Vec<(String, String)>, BundleError> {
+    let mut limits = cgroup::limits(shape, version);
     let mut push = |file: &str, value: String| limits.push((file.to_owned(), value));
     if let Some(cpu) = resources.cpu() {
         if let Some(shares) = cpu.shares().filter(|&shares| shares != 0) {
-            push("cpu.weight", weight(shares).to_string());
+            match version {
+                Version::V1 => push("cpu.shares", shares.to_string()),
+                Version::V2 => push("cpu.weight", weight(shares).to_string()),
+            }
         }
         for (file, list) in [("cpuset.cpus", cpu.cpus()), ("cpuset.mems", cpu.mems())] {
             if let Some(list) = list.as_ref().filter(|list| !list.is_empty()) {
@@ -88,13 +106,19 @@ pub(super) fn host_limits(resources: &LinuxResources, shape: &Shape) -> Vec<(Str
             }
         }
     }
-    for (file, value) in resources.unified().iter().flatten() {
-        // Those that only the host can honour.
-        if file.starts_with("cpuset.") || file.starts_with("io.") {
-            push(file, value.clone());
+    for (file, value) in resources.unified().iter().flatten().filter(|(file, _)| of_the_host(file))
+    {
+        if version == Version::V1 {
+            let reason = format!("{file} is a limit of the host's cgroup v2, and the host has v1");
+            return Err(field("linux.resources.unified", reason));
         }
+        // The kernel takes a device at a time.
+        value.lines().for_each(|line| push(file, line.to_owned()));
     }
-    limits
+    if let Some(block) = resources.block_io() {
+        limits.extend(block_io::limits(block, version)?);
+    }
+    Ok(limits)
 }
 
 /// What an update changes on the host.
@@ -116,6 +140,7 @@ pub(in crate::oci) fn updated(
     present: &Shape,
     resources: &Value,
     host_cpus: u8,
+    version: Version,
 ) -> Result<Update, BundleError> {
     let resources = LinuxResources::deserialize(resources)
         .map_err(|error| field("resources", error.to_string()))?;
@@ -144,10 +169,16 @@ pub(in crate::oci) fn updated(
     }
     let grows = (size.memory_mib, size.vcpus) != (present.memory_mib, present.vcpus);
     let size = (grows && own).then_some(size);
-    let keep = |(file, _): &(String, String)| file != "memory.max" && file != "pids.max";
-    let mut settings: Vec<_> = host_limits(&resources, &wanted).into_iter().filter(keep).collect();
+    // Those of the machine, which has them already.
+    let keep = |(file, _): &(String, String)| !file.starts_with("memory.") && file != "pids.max";
+    let mut settings = host_limits(&resources, &wanted, version)?;
+    settings.retain(keep);
     if quota < 0 {
-        settings.push(("cpu.max".into(), "max".into()));
+        let (file, none) = match version {
+            Version::V1 => ("cpu.cfs_quota_us", "-1"),
+            Version::V2 => ("cpu.max", "max"),
+        };
+        settings.push((file.into(), none.into()));
     }
     Ok(Update { settings, size })
 }
@@ -174,20 +205,14 @@ pub(super) fn scope(
     Ok((unit.cgroup(), Manager::Systemd(unit)))
 }
 
-/// Where in the tree of cgroups: as runc does for cgroup v2 without systemd.
+/// Where in the tree of cgroups: as runc does without systemd.
 pub(super) fn cgroup_path(id: &str, path: Option<&Path>) -> Result<PathBuf, BundleError> {
     let root = Path::new(cgroup::ROOT);
     let wrong = |reason: String| field("linux.cgroupsPath", reason);
     let path = match path.filter(|path| !path.as_os_str().is_empty()) {
         None => Path::new("/bulkhead").join(id),
         Some(path) if path.is_absolute() => path.to_owned(),
-        Some(path) => {
-            // Beside our own: that one holds processes, and cannot have children
-            // with controllers.
-            let own = std::fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
-            let own = own.lines().find_map(|line| line.strip_prefix("0::")).unwrap_or("/");
-            Path::new(own).parent().unwrap_or(Path::new("/")).join(path)
-        }
+        Some(path) => cgroup::base().join(path),
     };
     let below = path.strip_prefix("/").unwrap_or(&path);
     let normal = |part| matches!(part, std::path::Component::Normal(_));

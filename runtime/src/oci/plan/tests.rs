@@ -4,6 +4,8 @@ use super::*;
 use crate::sandbox::ShareIds;
 use crate::sandbox::ids::Mapping;
 
+const HOST: Host = Host { systemd: false, version: Version::V2 };
+
 fn bundle(spec: Value) -> (tempfile::TempDir, Result<Bundle, BundleError>) {
     let dir = tempfile::tempdir().unwrap();
     std::fs::create_dir(dir.path().join("rootfs")).unwrap();
@@ -27,7 +29,7 @@ fn spec(more: &Value) -> Value {
 
 fn plan(more: &Value) -> Result<Plan, BundleError> {
     let (_dir, bundle) = bundle(spec(more));
-    Plan::new("c1", &bundle.unwrap(), false, &|_| None)
+    Plan::new("c1", &bundle.unwrap(), HOST, &|_| None)
 }
 
 #[test]
@@ -89,10 +91,45 @@ fn limits_shape_machine_and_cgroup() {
 }
 
 #[test]
+fn under_cgroup_v1_limits_have_its_names() {
+    let of = |resources: &Value| {
+        let spec = spec(&json!({"linux": {"cgroupsPath": "/a/b", "resources": resources}}));
+        let (_dir, bundle) = bundle(spec);
+        Plan::new("c1", &bundle.unwrap(), Host { version: Version::V1, ..HOST }, &|_| None)
+    };
+    let cpu = json!({"quota": 150_000, "period": 100_000, "shares": 1000, "cpus": "0-1"});
+    let plan = of(&json!({"cpu": cpu, "unified": {"memory.high": "1"}})).unwrap();
+    let memory = plan.shape.host_memory_max.to_string();
+    let limits: Vec<_> =
+        plan.cgroup_limits.iter().map(|(file, value)| (&**file, &**value)).collect();
+    let expected = [
+        ("memory.limit_in_bytes", memory.as_str()),
+        ("pids.max", "256"),
+        ("cpu.cfs_period_us", "100000"),
+        ("cpu.cfs_quota_us", "150000"),
+        ("cpu.shares", "1000"),
+        ("cpuset.cpus", "0-1"),
+    ];
+    assert_eq!(limits, expected);
+    assert_eq!(plan.spec["linux"]["resources"]["unified"]["memory.high"], "1");
+    for file in ["io.weight", "cpuset.cpus.partition"] {
+        let error = of(&json!({"unified": {file: "1"}})).unwrap_err().to_string();
+        assert!(error.starts_with("linux.resources.unified") && error.contains(file), "{error}");
+    }
+    let changed = |resources: Value| {
+        super::resources::updated(&plan, &plan.shape, &resources, 2, Version::V1).unwrap().settings
+    };
+    let setting = |file: &str, value: &str| (file.to_owned(), value.to_owned());
+    let endless = changed(json!({"cpu": {"quota": -1, "shares": 300}}));
+    assert_eq!(endless, [setting("cpu.shares", "300"), setting("cpu.cfs_quota_us", "-1")]);
+    assert_eq!(changed(json!({"memory": {"limit": 64 << 20}})), []);
+}
+
+#[test]
 fn a_scope_is_made_of_path_and_annotations() {
     let scope = |more: &Value| {
         let (_dir, bundle) = bundle(spec(more));
-        Plan::new("c1", &bundle.unwrap(), true, &|_| None)
+        Plan::new("c1", &bundle.unwrap(), Host { systemd: true, ..HOST }, &|_| None)
     };
     let plan = scope(&json!({
         "linux": {"cgroupsPath": "machine.slice:libpod:c1"},
@@ -132,7 +169,7 @@ fn an_update_grows_the_machine_and_never_shrinks_it() {
     let present = plan.shape;
     assert_eq!((present.memory_mib, present.vcpus), (129, 1));
     let update = |plan: &Plan, present: &Shape, resources: Value| {
-        let Update { settings, size } = updated(plan, present, &resources, 6)?;
+        let Update { settings, size } = updated(plan, present, &resources, 6, Version::V2)?;
         assert!(settings.iter().all(|(file, _)| file != "memory.max"), "{settings:?}");
         Ok::<_, BundleError>(size.map(|size| (size.memory_mib, size.vcpus)))
     };
@@ -216,7 +253,7 @@ fn a_joined_user_namespace_has_its_owners_ids() {
         ],
         "uidMappings": dummy, "gidMappings": dummy,
     }})));
-    let plan = Plan::new("c1", &bundle.unwrap(), false, &neighbour).unwrap();
+    let plan = Plan::new("c1", &bundle.unwrap(), HOST, &neighbour).unwrap();
     assert_eq!(plan.shares[0].ids, ShareIds::User(mappings.clone()));
     assert_eq!(plan.spec["linux"]["namespaces"][0]["path"], "/proc/42/ns/user");
     assert_eq!(plan.spec["linux"].get("uidMappings"), None);
