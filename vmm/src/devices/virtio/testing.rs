@@ -63,7 +63,7 @@ pub struct Ring {
 }
 
 impl Ring {
-    /// A ring of up to 128 entries, the `slot`th below [`BUFFERS`].
+    /// A ring of up to 256 entries, the `slot`th below [`BUFFERS`].
     pub fn new(memory: &GuestRam, slot: u64, size: u16) -> Ring {
         Ring { memory: memory.clone(), size, base: slot * 0x4000, free: 0 }
     }
@@ -205,6 +205,11 @@ impl Bench {
     /// Lets a hostile driver, driven by `data`, use the queue `index` behind
     /// ring `slot`. Panics when an invariant of every device is broken.
     pub fn hostile(&mut self, slot: usize, index: u64, data: &[u8]) {
+        self.hostile_with(slot, index, data, &[]);
+    }
+
+    /// As `hostile`, with `first` at the start of the buffers.
+    pub fn hostile_with(&mut self, slot: usize, index: u64, data: &[u8], first: &[u8]) {
         let (words, rest) = data.as_chunks::<8>();
         let mut buffers = data[..data.len().min(0x1000)].to_vec();
         for header in buffers.chunks_exact_mut(16) {
@@ -214,6 +219,7 @@ impl Bench {
             header[9..].fill(0);
         }
         self.put(BUFFERS, &buffers);
+        self.put(BUFFERS, first);
         self.put(BUFFERS + 0x1000, rest);
         let ring = &self.rings[slot];
         let mut offered = 0;
