@@ -101,7 +101,8 @@ impl Nets {
         taps: NetTaps,
     ) -> Result<u8, String> {
         let fits = |place: &&mut Place| {
-            place.attached.is_none() && wanted.is_none_or(|wanted| place.index == usize::from(wanted))
+            place.attached.is_none()
+                && wanted.is_none_or(|wanted| place.index == usize::from(wanted))
         };
         let place = self.places.iter_mut().find(fits).ok_or_else(|| match wanted {
             Some(wanted) => format!("virtio-mmio.{wanted} is no empty slot for an interface"),

@@ -45,3 +45,46 @@ impl BusDevice for Slot {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::devices::virtio::rng::Rng;
+    use crate::devices::virtio::testing::{BUFFERS, Driver, WRITE, memory, transport};
+
+    fn read(slot: &Slot, register: u64) -> u32 {
+        let mut word = [0xff; 4];
+        slot.read(register, &mut word);
+        u32::from_le_bytes(word)
+    }
+
+    #[test]
+    fn a_device_comes_and_goes_and_comes_again() {
+        let (slot, memory) = (Slot::default(), memory());
+        let empty = |slot: &Slot| {
+            slot.write(0x70, &1u32.to_le_bytes());
+            let words = [0, 4, 8, 0x10, 0x34, 0x44, 0x70, 0x100, 0xffc];
+            words.map(|register| read(slot, register)) == [0x7472_6976, 2, 0, 0, 0, 0, 0, 0, 0]
+        };
+        assert!(empty(&slot) && slot.device().is_none());
+        let mut bytes = [0xff; 8];
+        slot.read(0, &mut bytes);
+        assert_eq!(bytes, [0; 8]);
+        for _ in 0..2 {
+            let device = Arc::new(transport(Rng, &memory));
+            assert!(slot.replace(Some(device.clone())).is_none());
+            assert_eq!((read(&slot, 8), read(&slot, 0x34)), (4, 64));
+            let mut rings = Driver(&device).start(&memory, &[0]);
+            rings[0].chain(&[(BUFFERS, 16, WRITE)]);
+            slot.write(0x50, &0u32.to_le_bytes());
+            rings[0].wait(1);
+            drop(device);
+            let gone = slot.replace(None).unwrap();
+            assert_eq!(Arc::strong_count(&gone), 1, "nobody is with it");
+            drop(gone);
+            assert!(empty(&slot));
+            rings[0].chain(&[(BUFFERS, 16, WRITE)]);
+            assert_eq!(rings[0].used(0).len(), 1, "and nothing is left of it");
+        }
+    }
+}

@@ -161,6 +161,16 @@ pub struct Bench {
 impl Bench {
     /// Activates `device` with rings at these indices.
     pub fn new(device: &mut dyn VirtioDevice, memory: GuestRam, indices: &[usize]) -> Bench {
+        Bench::without(0, device, memory, indices)
+    }
+
+    /// As `new`, for a driver that does not know these `features`.
+    pub fn without(
+        features: u64,
+        device: &mut dyn VirtioDevice,
+        memory: GuestRam,
+        indices: &[usize],
+    ) -> Bench {
         let sizes = device.queue_sizes().to_vec();
         let mut queues: Vec<_> = sizes.iter().map(|_| None).collect();
         let mut rings = Vec::new();
@@ -173,7 +183,7 @@ impl Bench {
         let activation = Activation {
             memory: memory.clone().into(),
             queues,
-            features: device.features() | TRANSPORT_FEATURES,
+            features: (device.features() | TRANSPORT_FEATURES) & !features,
             interrupt: interrupt.clone(),
         };
         let handler = device.activate(activation).expect("all queues are there");
@@ -186,8 +196,20 @@ impl Bench {
     /// # Errors
     /// As the handler's own.
     pub fn kick(&mut self, index: u64) -> Result<(), HandlerError> {
-        let registration = Registration::detached(&self.epoll);
-        self.handler.ready(index, EpollFlags::EPOLLIN, &registration)
+        self.event(index, EpollFlags::EPOLLIN)
+    }
+
+    /// One wake-up of the handler by whatever it registered with `token`.
+    ///
+    /// # Errors
+    /// As the handler's own.
+    pub fn event(&mut self, token: u64, flags: EpollFlags) -> Result<(), HandlerError> {
+        self.handler.ready(token, flags, &Registration::detached(&self.epoll))
+    }
+
+    /// The handler, stopped.
+    pub fn handler(&self) -> &dyn Handler {
+        &*self.handler
     }
 
     /// Reads `len` bytes of guest memory.

@@ -44,8 +44,7 @@ impl Guard {
             let count = allowed.addresses.len();
             return Err(format!("{count} prefixes; a guard takes {MAX_PREFIXES}"));
         }
-        let mut guard =
-            Guard { mac, link_local: link_local(mac), v4: Vec::new(), v6: Vec::new() };
+        let mut guard = Guard { mac, link_local: link_local(mac), v4: Vec::new(), v6: Vec::new() };
         for prefix in &allowed.addresses {
             let wrong = || format!("/{} is no prefix of {}", prefix.length, prefix.address);
             let length = u32::from(prefix.length);

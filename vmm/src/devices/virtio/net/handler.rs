@@ -218,11 +218,7 @@ fn use_pairs(pairs: &[Pair], active: &mut usize, wanted: usize) -> bool {
 }
 
 /// Does one command and acknowledges it (section 5.1.6.5); gives the bytes written.
-fn answer(
-    memory: &GuestMemoryMmap,
-    mut chain: Chain,
-    set: impl FnOnce(usize) -> bool,
-) -> u32 {
+fn answer(memory: &GuestMemoryMmap, mut chain: Chain, set: impl FnOnce(usize) -> bool) -> u32 {
     /// Class, command, number of pairs.
     const COMMAND: usize = 4;
     const MAX_DESCRIPTORS: usize = 8;
@@ -305,11 +301,7 @@ impl Handler for NetHandler {
                 let receives = queue % 2 == 0;
                 let ring = if receives { &pair.rx.ring } else { &pair.tx.ring };
                 let _ = ring.kick.read();
-                if receives {
-                    self.receive(index, &memory)
-                } else {
-                    self.transmit(index, &memory)
-                }
+                if receives { self.receive(index, &memory) } else { self.transmit(index, &memory) }
             }
         }
     }

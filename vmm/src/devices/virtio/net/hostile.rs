@@ -12,7 +12,10 @@ use crate::devices::virtio::testing::{Bench, memory};
 pub(super) const MAC: [u8; 6] = [2, 0, 0, 0, 0, 9];
 
 /// An interface with these pairs and the other ends of its taps, which are sockets.
-pub(super) fn interface(pairs: usize, change: impl FnOnce(&mut machine::Net)) -> (Net, Vec<OwnedFd>) {
+pub(super) fn interface(
+    pairs: usize,
+    change: impl FnOnce(&mut machine::Net),
+) -> (Net, Vec<OwnedFd>) {
     let mut config =
         machine::Net { mac: MAC, mtu: 1500, taps: Vec::new(), limits: None, guard: None };
     change(&mut config);
