@@ -204,9 +204,9 @@ mod tests {
     /// The numbers that the seccomp filters allow.
     #[test]
     fn ioctl_numbers() {
-        assert_eq!(libc::TUNGETIFF as u64, 0x8004_54d2);
-        assert_eq!(libc::TUNSETVNETHDRSZ as u64, 0x4004_54d8);
-        assert_eq!(libc::TUNSETOFFLOAD as u64, 0x4004_54d0);
-        assert_eq!(libc::TUNSETQUEUE as u64, 0x4004_54d9);
+        assert_eq!(libc::TUNGETIFF, 0x8004_54d2);
+        assert_eq!(libc::TUNSETVNETHDRSZ, 0x4004_54d8);
+        assert_eq!(libc::TUNSETOFFLOAD, 0x4004_54d0);
+        assert_eq!(libc::TUNSETQUEUE, 0x4004_54d9);
     }
 }
