@@ -11,7 +11,15 @@
 //!    |  <------  Event::Exited(ExitReason)  | last message; then the process ends
 //! ```
 //!
+//! Interfaces that come later: `net_slots` virtio-mmio windows of the machine are empty at
+//! boot. Linux looks at such a window, finds device id 0 and leaves its platform device
+//! without a driver. After [`Request::AttachNet`] the agent has it looked at again, by
+//! writing `virtio-mmio.N` to /sys/bus/platform/drivers/virtio-mmio/bind, N being that of
+//! [`Reply::Net`]; before [`Request::DetachNet`] it writes the same to unbind.
+//!
 //! When the runtime's end closes, the VMM ends: no VMM outlives its supervisor.
+
+use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
@@ -26,6 +34,16 @@ pub const MAX_PACKET: usize = 160 << 10;
 
 /// Most virtual CPUs of a machine: what its MP table has room for.
 pub const MAX_VCPUS: u8 = 32;
+
+/// Most interfaces of a machine, those that may come later included. Each has a pin of the
+/// IOAPIC, of which 19 are for devices.
+pub const MAX_NETS: usize = 8;
+
+/// Most pairs of queues of an interface.
+pub const MAX_QUEUE_PAIRS: u8 = 8;
+
+/// Most prefixes of a [`Guard`].
+pub const MAX_PREFIXES: usize = 64;
 
 /// Index into the descriptors that came with the message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -69,6 +87,13 @@ pub struct MachineConfig {
     /// Raw disks.
     #[serde(default)]
     pub disks: Vec<Disk>,
+    /// Network interfaces that are there at boot.
+    #[serde(default)]
+    pub nets: Vec<Net>,
+    /// How many more can be there at a time, by [`Request::AttachNet`]. At most
+    /// [`MAX_NETS`] with `nets`.
+    #[serde(default)]
+    pub net_slots: u8,
     /// Memory balloon with free-page reporting.
     #[serde(default)]
     pub balloon: bool,
@@ -133,6 +158,79 @@ pub struct Disk {
     pub read_only: bool,
 }
 
+/// A virtio-net device, whose other end is a tap.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Net {
+    /// Hardware address of the guest's interface; unicast.
+    pub mac: [u8; 6],
+    /// Largest packet, without the Ethernet header: 68..=65535.
+    pub mtu: u16,
+    /// One tap queue per pair of queues, 1..=[`MAX_QUEUE_PAIRS`] and no more than the machine
+    /// may have vCPUs. Open /dev/net/tun, attached with IFF_TAP, IFF_NO_PI and IFF_VNET_HDR;
+    /// several are one interface (IFF_MULTI_QUEUE). The VMM sets header size, offloads and
+    /// O_NONBLOCK.
+    pub taps: Vec<FdIndex>,
+    /// What may pass in a second.
+    #[serde(default)]
+    pub limits: Option<RateLimits>,
+    /// What the guest may send.
+    #[serde(default)]
+    pub guard: Option<Guard>,
+}
+
+/// Limits of an interface. Nothing is dropped for them: frames wait on their side.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RateLimits {
+    /// What the guest receives.
+    #[serde(default)]
+    pub to_guest: Limit,
+    /// What the guest sends.
+    #[serde(default)]
+    pub from_guest: Limit,
+}
+
+/// Limit of one direction.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Limit {
+    /// Bytes of frames, each with its Ethernet header.
+    #[serde(default)]
+    pub bytes: Option<Rate>,
+    /// Frames. One that is to be cut into segments (GSO) counts once.
+    #[serde(default)]
+    pub packets: Option<Rate>,
+}
+
+/// A token bucket.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rate {
+    /// Tokens that come in a second; not 0.
+    pub per_second: u64,
+    /// Tokens that the bucket holds. What comes in two milliseconds is the least.
+    pub burst: u64,
+}
+
+/// What a guest may send: IPv4, IPv6 and ARP from its own addresses, without VLAN tags.
+///
+/// The source of a frame must be [`Net::mac`]. An ARP packet's sender must be that and one of
+/// the addresses, or, for a probe, 0.0.0.0. IPv6 may also come from the link-local address
+/// that follows from the hardware address (RFC 4291, appendix A), and from `::` to link-local
+/// multicast (duplicate address detection, RFC 4862). DHCP, which asks from 0.0.0.0, needs
+/// that address in the list.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Guard {
+    /// Sources, at most [`MAX_PREFIXES`].
+    pub addresses: Vec<Prefix>,
+}
+
+/// Addresses that begin alike.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Prefix {
+    /// One of them.
+    pub address: IpAddr,
+    /// Leading bits that are the same: at most 32 or 128.
+    pub length: u8,
+}
+
 /// A message to the VMM.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Command {
@@ -178,6 +276,23 @@ pub enum Request {
         /// Virtual CPUs, at most [`MachineConfig::max_vcpus`].
         vcpus: u8,
     },
+    /// Put an interface into an empty slot; [`Net::taps`] are descriptors of this message.
+    /// Answered by [`Reply::Net`].
+    AttachNet {
+        /// The device number that it is to have; any that is free if there is none.
+        #[serde(default)]
+        slot: Option<u8>,
+        /// The interface.
+        net: Net,
+    },
+    /// Take an interface away, whatever its driver does, and close its taps. The slot is then
+    /// empty. Also for those that were there at boot.
+    DetachNet {
+        /// As in [`Reply::Net`].
+        device: u8,
+    },
+    /// Counters of all interfaces.
+    NetCounters,
     /// End at once; the guest is not asked.
     Kill,
 }
@@ -239,6 +354,50 @@ pub enum Reply {
         /// What of its memory was added, if any.
         added: Option<AddedMemory>,
     },
+    /// To [`Request::AttachNet`].
+    Net {
+        /// N of the guest's platform device `virtio-mmio.N`.
+        device: u8,
+    },
+    /// To [`Request::NetCounters`]: one for each interface, by device number.
+    NetCounters(Vec<NetCounters>),
+}
+
+/// What passed through an interface since it was attached.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NetCounters {
+    /// As in [`Reply::Net`].
+    pub device: u8,
+    /// Its hardware address.
+    pub mac: [u8; 6],
+    /// Of each pair of queues.
+    pub pairs: Vec<PairCounters>,
+}
+
+/// Both directions of a pair of queues.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PairCounters {
+    /// What the guest received.
+    pub to_guest: QueueCounters,
+    /// What the guest sent.
+    pub from_guest: QueueCounters,
+}
+
+/// One queue.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct QueueCounters {
+    /// Frames that passed.
+    pub packets: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// Dropped: the guard forbids them.
+    pub guard: u64,
+    /// Dropped: no frame, or one that fits nowhere; and buffers that are none.
+    pub malformed: u64,
+    /// Dropped: the tap refused them (its interface is down, say), or could not be read.
+    pub tap: u64,
+    /// How often the queue had to wait for a rate limit. Nothing is dropped then.
+    pub rate: u64,
 }
 
 /// Counters since boot.
@@ -378,6 +537,28 @@ mod tests {
         assert_eq!(serde_json::from_str::<Command>(&json).unwrap(), command);
         let added = Some(AddedMemory { start: 1 << 32, bytes: 1 << 27 });
         let reply = Reply::Grown { size: Size { memory_mib: 640, vcpus: 3 }, added };
+        let json = serde_json::to_string(&reply).unwrap();
+        assert_eq!(serde_json::from_str::<Reply>(&json).unwrap(), reply);
+    }
+
+    #[test]
+    fn interfaces_round_trip() {
+        let json = r#"{"mac":[2,0,0,0,0,1],"mtu":1500,"taps":[3],"limits":{"from_guest":
+            {"bytes":{"per_second":1000,"burst":10}}},
+            "guard":{"addresses":[{"address":"10.0.0.2","length":32},
+            {"address":"fd00::","length":8}]}}"#;
+        let net: Net = serde_json::from_str(json).unwrap();
+        let limits = net.limits.unwrap();
+        assert_eq!((limits.to_guest, limits.from_guest.packets), (Limit::default(), None));
+        assert_eq!(limits.from_guest.bytes, Some(Rate { per_second: 1000, burst: 10 }));
+        let request = Request::AttachNet { slot: None, net };
+        let command = Command { id: 2, request };
+        let json = serde_json::to_string(&command).unwrap();
+        assert_eq!(serde_json::from_str::<Command>(&json).unwrap(), command);
+        let asked = serde_json::to_string(&Request::NetCounters).unwrap();
+        assert_eq!(asked, r#""net_counters""#);
+        let counters = NetCounters { device: 4, mac: [2; 6], pairs: vec![PairCounters::default()] };
+        let reply = Reply::NetCounters(vec![counters]);
         let json = serde_json::to_string(&reply).unwrap();
         assert_eq!(serde_json::from_str::<Reply>(&json).unwrap(), reply);
     }

@@ -7,24 +7,27 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
-use protocol::machine::{FdIndex, MachineConfig, POWER_PORT, Timings};
+use protocol::machine::{FdIndex, MAX_NETS, MachineConfig, POWER_PORT, Timings};
 
 use crate::boot::{cmdline, kernel, layout, mptable, paging};
 use crate::control::Control;
-use crate::devices::bus::{Bus, BusBuilder};
+use crate::devices::bus::{Bus, BusBuilder, BusDevice};
 use crate::devices::console::{CONSOLE_PORT, CONSOLE_PORTS, Console};
 use crate::devices::power::{I8042_COMMAND_PORT, PowerButton, ResetPort};
+use crate::devices::virtio::transport::{MmioTransport, QUEUE_NOTIFY};
 use crate::ending::{Ending, Reporter};
 use crate::event_loop::EventLoop;
 use crate::jail::{self, Filters, ThreadKind};
-use crate::kvm::Vm;
+use crate::kvm::{KvmError, Vm};
 use crate::machine::Machine;
 use crate::memory::Memory;
 use crate::vcpu::{self, ExitCounters, VcpuContext, VcpuHandle, probe, setup};
 
 mod devices;
+mod nets;
 
 pub use devices::{Devices, Loops};
+pub use nets::{NetTaps, Nets};
 
 /// A stage that failed, in words.
 #[derive(Debug, thiserror::Error)]
@@ -101,6 +104,10 @@ fn validate(config: &MachineConfig) -> Result<(), BuildError> {
         let (asked, most) = (config.max_vcpus, mptable::MAX_CPUS);
         return refuse(format!("room for {asked} vCPUs is asked for; there is for {most}"));
     }
+    let nets = config.nets.len() + usize::from(config.net_slots);
+    if nets > MAX_NETS {
+        return refuse(format!("{nets} network interfaces; a machine has {MAX_NETS} at most"));
+    }
     Ok(())
 }
 
@@ -144,19 +151,29 @@ pub fn build(
 
     let slow = Arc::new(event_loop("devices", &filters, ThreadKind::Devices)?);
     let files = Arc::new(event_loop("fs", &filters, ThreadKind::Fs)?);
-    let loops = devices::Loops { slow, files };
-    let built = devices::build(config, &mut fds, memory.ram(), &loops, shares, control)?;
+    let net = (!config.nets.is_empty() || config.net_slots > 0)
+        .then(|| event_loop("net", &filters, ThreadKind::Net).map(Arc::new))
+        .transpose()?;
+    let loops = devices::Loops { slow, files, net };
+    let mut built = devices::build(config, &mut fds, memory.ram(), &loops, shares, control)?;
     let console = Arc::new(
         Console::new(config.console.map(|index| fds.take(index)).transpose()?)
             .map_err(|error| at("console")(&error))?,
     );
     let mmio = mmio_bus(&vm, &built)?;
-    watch(&built, reporter);
+    for transport in &built.transports {
+        watch(transport, reporter);
+    }
+    for net in &config.nets {
+        let taps = NetTaps::take(net, &mut fds)?;
+        let attached = built.nets.attach(&vm, reporter, None, net, taps);
+        attached.map_err(|message| BuildError { stage: "net", message })?;
+    }
     let pio = pio_bus(&console, reporter)?;
     clock.lap("devices");
 
     let line = cmdline::build(&cmdline::Words {
-        devices: built.transports.len(),
+        devices: built.transports.len() + built.nets.windows().count(),
         online: (max_vcpus > config.vcpus).then_some(config.vcpus),
         apparmor: config.apparmor,
         extra: &config.cmdline,
@@ -227,36 +244,53 @@ fn event_loop(name: &str, filters: &Filters, kind: ThreadKind) -> Result<EventLo
 
 /// Puts each transport at its window, with its interrupt and its notifications.
 fn mmio_bus(vm: &Vm, built: &devices::Devices) -> Result<Arc<Bus>, BuildError> {
-    /// Offset of QueueNotify (virtio 1.2, section 4.2.2).
-    const QUEUE_NOTIFY: u64 = 0x50;
     let mut bus = BusBuilder::default();
-    for (index, transport) in built.transports.iter().enumerate() {
+    let mut insert = |index: usize, device: Arc<dyn BusDevice>| {
         let (address, pin) = cmdline::device_slot(index as u64);
         if pin >= layout::IRQS {
             let message = format!("{} devices; the IOAPIC has no pin left", index + 1);
             return Err(BuildError { stage: "devices", message });
         }
-        vm.connect_irq(transport.irq(), pin).map_err(|error| at("devices")(&error))?;
-        for (queue, kick) in transport.kicks().iter().enumerate() {
-            vm.connect_kick(kick, address + QUEUE_NOTIFY, queue as u32)
-                .map_err(|error| at("devices")(&error))?;
-        }
-        bus.insert(address, layout::MMIO_WINDOW, transport.clone())
-            .map_err(|error| at("devices")(&error))?;
+        bus.insert(address, layout::MMIO_WINDOW, device).map_err(|error| at("devices")(&error))
+    };
+    for (index, transport) in built.transports.iter().enumerate() {
+        insert(index, transport.clone())?;
+        connect(vm, transport, index).map_err(|error| at("devices")(&error))?;
+    }
+    for (index, window) in built.nets.windows() {
+        insert(index, window.clone())?;
     }
     Ok(Arc::new(bus.build()))
 }
 
+/// Gives the device of window `index` its interrupt and its notifications.
+fn connect(vm: &Vm, transport: &MmioTransport, index: usize) -> Result<(), KvmError> {
+    let (address, pin) = cmdline::device_slot(index as u64);
+    vm.connect_irq(transport.irq(), pin)?;
+    for (queue, kick) in transport.kicks().iter().enumerate() {
+        vm.connect_kick(kick, address + QUEUE_NOTIFY, queue as u32)?;
+    }
+    Ok(())
+}
+
+/// Takes back what [`connect`] did, or what it did before it failed.
+fn disconnect(vm: &Vm, transport: &MmioTransport, index: usize) -> Result<(), KvmError> {
+    let (address, pin) = cmdline::device_slot(index as u64);
+    let kicks = transport.kicks().iter().enumerate();
+    let kicks = kicks
+        .map(|(queue, kick)| vm.disconnect_kick(kick, address + QUEUE_NOTIFY, queue as u32))
+        .fold(Ok(()), Result::and);
+    vm.disconnect_irq(transport.irq(), pin).and(kicks)
+}
+
 /// A device that its driver made fail is the machine's end: Linux has no way back
 /// from DEVICE_NEEDS_RESET, and a guest would hang without a word.
-fn watch(built: &devices::Devices, reporter: &Reporter) {
-    for transport in &built.transports {
-        let (name, reporter) = (transport.name(), reporter.clone());
-        transport.on_failure(move |why| {
-            let thread = format!("the virtio-{name} device");
-            reporter.report(Ending::Internal { thread, message: why.into() });
-        });
-    }
+fn watch(transport: &MmioTransport, reporter: &Reporter) {
+    let (name, reporter) = (transport.name(), reporter.clone());
+    transport.on_failure(move |why| {
+        let thread = format!("the virtio-{name} device");
+        reporter.report(Ending::Internal { thread, message: why.into() });
+    });
 }
 
 fn pio_bus(console: &Arc<Console>, reporter: &Reporter) -> Result<Arc<Bus>, BuildError> {

@@ -1,14 +1,14 @@
 //! A built machine, as the main thread holds it.
 
 use std::error::Error;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use kvm_ioctls::VcpuFd;
-use protocol::machine::{Size, Stats};
+use protocol::machine::{Net, Size, Stats};
 
-use crate::builder::Devices;
-use crate::builder::Loops;
+use crate::builder::{Devices, Fds, Loops, NetTaps};
 use crate::devices::console::Console;
 use crate::jail::{Filters, ThreadKind};
 use crate::kvm::{Vm, refused};
@@ -126,6 +126,28 @@ impl Machine {
         }
         self.vcpus.push(vcpu);
         Ok(())
+    }
+
+    /// Puts an interface into an empty slot; gives its device number.
+    ///
+    /// # Errors
+    /// When there is none, or the interface is none.
+    pub fn attach_net(
+        &mut self,
+        slot: Option<u8>,
+        net: &Net,
+        fds: Vec<OwnedFd>,
+    ) -> Result<u8, String> {
+        let taps = NetTaps::take(net, &mut Fds::new(fds)).map_err(|error| error.message)?;
+        self.devices.nets.attach(&self.vm, &self.context.reporter, slot, net, taps)
+    }
+
+    /// Takes it away, and returns when nothing is left of it.
+    ///
+    /// # Errors
+    /// When it is no interface.
+    pub fn detach_net(&mut self, device: u8) -> Result<(), String> {
+        self.devices.nets.detach(&self.vm, device)
     }
 
     /// Counters since boot.

@@ -167,6 +167,11 @@ fn obey(control: &Control, machine: &mut Machine) -> Result<bool, ControlError> 
         Request::Grow { memory_mib, vcpus } => machine
             .grow(Size { memory_mib, vcpus })
             .map(|()| Reply::Grown { size: machine.size(), added: machine.memory.added() }),
+        Request::AttachNet { slot, net } => {
+            machine.attach_net(slot, &net, fds).map(|device| Reply::Net { device })
+        }
+        Request::DetachNet { device } => machine.detach_net(device).map(|()| Reply::Done),
+        Request::NetCounters => Ok(Reply::NetCounters(machine.devices.nets.counters())),
         Request::Kill => {
             control.reply(id, Ok(Reply::Done))?;
             return Ok(false);

@@ -350,6 +350,8 @@ fn describe(
         vsock_listener: copy(resources.listener()).map(&mut add),
         shares: Vec::new(),
         disks: Vec::new(),
+        nets: Vec::new(),
+        net_slots: 0,
         balloon: true,
         apparmor: config.apparmor,
     };

@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use protocol::machine::{MachineConfig, Share, Stats};
 use protocol::vsock::READY_PORT;
 
+use super::nets::Nets;
 use super::{BuildError, Fds, at};
 use crate::control::Control;
 use crate::devices::virtio::balloon::{Backing, Balloon, BalloonHandle, MmapReclaim};
@@ -28,12 +29,16 @@ pub struct Loops {
     pub slow: Arc<EventLoop>,
     /// The file server, whose calls may take as long as the host's disk does.
     pub files: Arc<EventLoop>,
+    /// Network interfaces, where there are or may be some.
+    pub net: Option<Arc<EventLoop>>,
 }
 
 /// All devices, and handles to those that the host speaks to.
 pub struct Devices {
     /// In the order of their windows.
     pub transports: Vec<Arc<MmioTransport>>,
+    /// Behind them.
+    pub nets: Nets,
     files: FsHandle,
     balloon: Option<BalloonHandle>,
 }
@@ -42,11 +47,13 @@ impl Devices {
     /// Lets active devices be served again.
     pub fn resume(&self) {
         self.transports.iter().for_each(|transport| transport.resume());
+        self.nets.each(|transport| transport.resume());
     }
 
     /// Takes active devices off their threads.
     pub fn pause(&self) {
         self.transports.iter().for_each(|transport| transport.pause());
+        self.nets.each(|transport| transport.pause());
     }
 
     /// Asks the guest for memory.
@@ -99,7 +106,8 @@ impl Devices {
             balloon.grown(bytes);
         }
         // A handler looks anew for each event; this runs between two.
-        let passed = loops.slow.run(|| ()).and_then(|()| loops.files.run(|| ()));
+        let threads = [Some(&loops.slow), Some(&loops.files), loops.net.as_ref()];
+        let passed = threads.into_iter().flatten().try_for_each(|thread| thread.run(|| ()));
         passed.ok_or_else(|| "a thread of the devices is gone".into())
     }
 
@@ -188,5 +196,6 @@ pub fn build(
             Disk::new(file, &disk.serial, disk.read_only).map_err(|error| at("disk")(&error))?;
         row.add(Block::new(disk), &loops.slow)?;
     }
-    Ok(Devices { transports: row.transports, files, balloon })
+    let nets = Nets::new(config, row.transports.len(), memory, loops.net.clone());
+    Ok(Devices { transports: row.transports, nets, files, balloon })
 }

@@ -45,6 +45,8 @@ pub enum ThreadKind {
     Devices,
     /// Serves files.
     Fs,
+    /// Serves network interfaces.
+    Net,
 }
 
 /// Why the jail could not be built. The machine then does not start.

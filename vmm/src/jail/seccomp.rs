@@ -43,8 +43,8 @@ const COMMON: &[i64] = &[
     libc::SYS_write,
 ];
 
-/// Waits for the runtime, signals vCPU threads, answers; and makes the machine larger:
-/// the file that is guest memory, and threads for more vCPUs. A new thread inherits this
+/// Waits for the runtime, signals vCPU threads, answers; attaches interfaces (eventfd2); and
+/// makes the machine larger: the file that is guest memory, and threads for more vCPUs. A new thread inherits this
 /// list and puts its own on top, so that this one must have all of [`VCPU`] as well.
 const MAIN: &[i64] = &[
     libc::SYS_clone,
@@ -52,6 +52,7 @@ const MAIN: &[i64] = &[
     libc::SYS_epoll_ctl,
     libc::SYS_epoll_wait,
     libc::SYS_epoll_pwait,
+    libc::SYS_eventfd2,
     libc::SYS_fstat,
     libc::SYS_ftruncate,
     libc::SYS_prctl,
@@ -176,6 +177,16 @@ const FS: &[i64] = &[
     libc::SYS_writev,
 ];
 
+/// Serves network interfaces: whole frames between taps and guest memory.
+const NET: &[i64] = &[
+    libc::SYS_epoll_ctl,
+    libc::SYS_epoll_pwait,
+    libc::SYS_epoll_wait,
+    libc::SYS_readv,
+    libc::SYS_timerfd_settime,
+    libc::SYS_writev,
+];
+
 /// fcntl commands: flags and duplicates; no owners, leases or signals.
 const FCNTLS: &[libc::c_int] =
     &[libc::F_GETFD, libc::F_GETFL, libc::F_SETFL, libc::F_DUPFD_CLOEXEC];
@@ -197,7 +208,16 @@ const VCPU_IOCTLS: &[u64] = &[
     0xc004_ae02, // KVM_GET_MSR_INDEX_LIST
 ];
 
-/// ioctls of the main thread: saving the machine, and adding memory and vCPUs to it.
+/// ioctls of the thread that serves taps: what the driver negotiated. Nothing gives a tap to
+/// another interface (TUNSETIFF), changes its filter or its owner.
+const NET_IOCTLS: &[u64] = &[
+    0x4004_54d0, // TUNSETOFFLOAD
+    0x4004_54d8, // TUNSETVNETHDRSZ
+    0x4004_54d9, // TUNSETQUEUE
+];
+
+/// ioctls of the main thread: saving the machine, adding memory and vCPUs to it, and
+/// interfaces.
 const MAIN_IOCTLS: &[u64] = &[
     0xc208_ae62, // KVM_GET_IRQCHIP
     0x8030_ae7c, // KVM_GET_CLOCK
@@ -208,6 +228,9 @@ const MAIN_IOCTLS: &[u64] = &[
     0x41a0_ae8d, // KVM_SET_FPU
     0x4400_ae8f, // KVM_SET_LAPIC
     0x4008_ae90, // KVM_SET_CPUID2
+    0x4020_ae76, // KVM_IRQFD
+    0x4040_ae79, // KVM_IOEVENTFD
+    0x8004_54d2, // TUNGETIFF
 ];
 
 /// The compiled filters, made once before threads start.
@@ -215,7 +238,7 @@ const MAIN_IOCTLS: &[u64] = &[
 pub struct Filters(Arc<Compiled>);
 
 struct Compiled {
-    kinds: [(ThreadKind, BpfProgram); 4],
+    kinds: [(ThreadKind, BpfProgram); 5],
     /// Beside the main thread's own.
     no_clone3: BpfProgram,
 }
@@ -232,6 +255,7 @@ impl Filters {
             (ThreadKind::Vcpu, program(VCPU, VCPU_IOCTLS)?),
             (ThreadKind::Devices, program(DEVICES, &[])?),
             (ThreadKind::Fs, program(FS, &[])?),
+            (ThreadKind::Net, program(NET, NET_IOCTLS)?),
         ];
         Ok(Filters(Arc::new(Compiled { kinds, no_clone3: no_clone3()? })))
     }
@@ -424,7 +448,7 @@ mod tests {
         };
         let main = run(&[ThreadKind::Main]);
         assert!(matches!(main, WaitStatus::Exited(_, 0)), "{main:?}");
-        for kind in [ThreadKind::Vcpu, ThreadKind::Devices, ThreadKind::Fs] {
+        for kind in [ThreadKind::Vcpu, ThreadKind::Devices, ThreadKind::Fs, ThreadKind::Net] {
             let status = run(&[kind]);
             assert!(
                 matches!(status, WaitStatus::Signaled(_, nix::sys::signal::SIGSYS, _)),
@@ -439,7 +463,13 @@ mod tests {
     #[test]
     fn the_lists_compile_and_bite() {
         let filters = Filters::compile().unwrap();
-        let kinds = [ThreadKind::Main, ThreadKind::Vcpu, ThreadKind::Devices, ThreadKind::Fs];
+        let kinds = [
+            ThreadKind::Main,
+            ThreadKind::Vcpu,
+            ThreadKind::Devices,
+            ThreadKind::Fs,
+            ThreadKind::Net,
+        ];
         let all = |kind| [EXEC, CODE, PROCESS].map(|forbidden| (kind, forbidden));
         for (kind, forbidden) in kinds.into_iter().flat_map(all) {
             let status = forked(|| {

@@ -141,6 +141,29 @@ impl Vm {
             .map_err(refused("a queue notification (KVM_IOEVENTFD)"))
     }
 
+    /// Takes back [`Vm::connect_irq`].
+    ///
+    /// # Errors
+    /// When KVM refuses.
+    pub fn disconnect_irq(&self, irq: &EventFd, pin: u32) -> Result<(), KvmError> {
+        self.fd.unregister_irqfd(irq, pin).map_err(refused("to end an interrupt (KVM_IRQFD)"))
+    }
+
+    /// Takes back [`Vm::connect_kick`].
+    ///
+    /// # Errors
+    /// When KVM refuses.
+    pub fn disconnect_kick(
+        &self,
+        kick: &EventFd,
+        address: u64,
+        value: u32,
+    ) -> Result<(), KvmError> {
+        self.fd
+            .unregister_ioevent(kick, &IoEventAddress::Mmio(address), value)
+            .map_err(refused("to end a queue notification (KVM_IOEVENTFD)"))
+    }
+
     /// Lets any write to port `port` signal `event`.
     ///
     /// # Errors

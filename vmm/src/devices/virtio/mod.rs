@@ -11,8 +11,10 @@ pub mod balloon;
 pub mod block;
 pub mod device;
 pub mod fs;
+pub mod net;
 pub mod rng;
 pub mod serve;
+pub mod slot;
 pub mod transport;
 pub mod vsock;
 

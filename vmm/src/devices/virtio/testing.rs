@@ -63,7 +63,7 @@ pub struct Ring {
 }
 
 impl Ring {
-    /// A ring of up to 128 entries, the `slot`th below [`BUFFERS`].
+    /// A ring of up to 256 entries, the `slot`th below [`BUFFERS`].
     pub fn new(memory: &GuestRam, slot: u64, size: u16) -> Ring {
         Ring { memory: memory.clone(), size, base: slot * 0x4000, free: 0 }
     }
@@ -161,6 +161,16 @@ pub struct Bench {
 impl Bench {
     /// Activates `device` with rings at these indices.
     pub fn new(device: &mut dyn VirtioDevice, memory: GuestRam, indices: &[usize]) -> Bench {
+        Bench::without(0, device, memory, indices)
+    }
+
+    /// As `new`, for a driver that does not know these `features`.
+    pub fn without(
+        features: u64,
+        device: &mut dyn VirtioDevice,
+        memory: GuestRam,
+        indices: &[usize],
+    ) -> Bench {
         let sizes = device.queue_sizes().to_vec();
         let mut queues: Vec<_> = sizes.iter().map(|_| None).collect();
         let mut rings = Vec::new();
@@ -173,7 +183,7 @@ impl Bench {
         let activation = Activation {
             memory: memory.clone().into(),
             queues,
-            features: device.features() | TRANSPORT_FEATURES,
+            features: (device.features() | TRANSPORT_FEATURES) & !features,
             interrupt: interrupt.clone(),
         };
         let handler = device.activate(activation).expect("all queues are there");
@@ -186,8 +196,20 @@ impl Bench {
     /// # Errors
     /// As the handler's own.
     pub fn kick(&mut self, index: u64) -> Result<(), HandlerError> {
-        let registration = Registration::detached(&self.epoll);
-        self.handler.ready(index, EpollFlags::EPOLLIN, &registration)
+        self.event(index, EpollFlags::EPOLLIN)
+    }
+
+    /// One wake-up of the handler by whatever it registered with `token`.
+    ///
+    /// # Errors
+    /// As the handler's own.
+    pub fn event(&mut self, token: u64, flags: EpollFlags) -> Result<(), HandlerError> {
+        self.handler.ready(token, flags, &Registration::detached(&self.epoll))
+    }
+
+    /// The handler, stopped.
+    pub fn handler(&self) -> &dyn Handler {
+        &*self.handler
     }
 
     /// Reads `len` bytes of guest memory.
@@ -205,6 +227,11 @@ impl Bench {
     /// Lets a hostile driver, driven by `data`, use the queue `index` behind
     /// ring `slot`. Panics when an invariant of every device is broken.
     pub fn hostile(&mut self, slot: usize, index: u64, data: &[u8]) {
+        self.hostile_with(slot, index, data, &[]);
+    }
+
+    /// As `hostile`, with `first` at the start of the buffers.
+    pub fn hostile_with(&mut self, slot: usize, index: u64, data: &[u8], first: &[u8]) {
         let (words, rest) = data.as_chunks::<8>();
         let mut buffers = data[..data.len().min(0x1000)].to_vec();
         for header in buffers.chunks_exact_mut(16) {
@@ -214,6 +241,7 @@ impl Bench {
             header[9..].fill(0);
         }
         self.put(BUFFERS, &buffers);
+        self.put(BUFFERS, first);
         self.put(BUFFERS + 0x1000, rest);
         let ring = &self.rings[slot];
         let mut offered = 0;

@@ -281,11 +281,10 @@ impl MmioTransport {
     }
 
     fn read_register(&self, register: u32) -> u32 {
+        if let Some(value) = identity(u64::from(register), self.device_id) {
+            return value;
+        }
         match register {
-            offset::VIRTIO_MMIO_MAGIC_VALUE => MAGIC,
-            offset::VIRTIO_MMIO_VERSION => VERSION,
-            offset::VIRTIO_MMIO_DEVICE_ID => self.device_id,
-            offset::VIRTIO_MMIO_VENDOR_ID => VENDOR,
             offset::VIRTIO_MMIO_INTERRUPT_STATUS => {
                 self.shared.interrupt_status.load(Ordering::Acquire)
             }
@@ -320,6 +319,17 @@ impl MmioTransport {
                 }
             }
         }
+    }
+}
+
+/// The registers by which a driver knows a device; 0 is none at all.
+pub(super) fn identity(register: u64, device_id: u32) -> Option<u32> {
+    match u32::try_from(register).ok()? {
+        offset::VIRTIO_MMIO_MAGIC_VALUE => Some(MAGIC),
+        offset::VIRTIO_MMIO_VERSION => Some(VERSION),
+        offset::VIRTIO_MMIO_DEVICE_ID => Some(device_id),
+        offset::VIRTIO_MMIO_VENDOR_ID => Some(VENDOR),
+        _ => None,
     }
 }
 
