@@ -134,12 +134,13 @@ impl Kernel {
     }
 }
 
-/// Of the policy at `raw_data`: the kernel has it beside what that link leads to.
+/// Of the policy at `raw_data`: the kernel has it beside what that link leads to. (It is
+/// reached through `apparmor/policy`, which has no path: see `policy_get_link`.)
 fn revision(raw_data: &Path) -> Result<u64, String> {
-    let place = raw_data.canonicalize().map_err(|error| {
+    let place = std::fs::read_link(raw_data).map_err(|error| {
         format!("the host's kernel does not say where {} leads: {error}", raw_data.display())
     })?;
-    let path = place.with_file_name("revision");
+    let path = raw_data.with_file_name("").join(place).with_file_name("revision");
     let text = std::fs::read_to_string(&path)
         .map_err(|error| format!("cannot read {}: {error}", path.display()))?;
     text.trim().parse().map_err(|_| format!("{} says {text:?}", path.display()))
