@@ -32,8 +32,13 @@ pub fn file(tree: &str, below: &Path, name: &str) -> String {
 /// Where a process is in the tree of a controller, or of systemd (`name=systemd`).
 pub fn of_process(pid: i32, controller: &str) -> Option<String> {
     let text = fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?;
+    within(&text, controller).map(str::to_owned)
+}
+
+/// The same by what /proc/PID/cgroup says.
+pub fn within<'a>(text: &'a str, controller: &str) -> Option<&'a str> {
     text.lines().find_map(|line| {
         let (names, path) = line.split_once(':')?.1.split_once(':')?;
-        names.split(',').any(|name| name == controller).then(|| path.to_owned())
+        names.split(',').any(|name| name == controller).then_some(path)
     })
 }
