@@ -75,12 +75,13 @@ impl Loaded {
             );
             return Err(error(ErrorKind::Invalid, message));
         }
-        for policy in &all[begin..] {
+        // What is not loaded again, because one before it fails, is not what is in force.
+        let again = &all[begin..];
+        let is_again = |other: &Policy| again.iter().any(|policy| policy.profile == other.profile);
+        self.0.borrow_mut().retain(|other| !is_again(other));
+        for policy in again {
             load(policy)?;
-            // At once: should the next one fail, this one is in force.
-            let mut loaded = self.0.borrow_mut();
-            loaded.retain(|other| other.profile != policy.profile);
-            loaded.push(policy.clone());
+            self.0.borrow_mut().push(policy.clone());
         }
         Ok(())
     }
@@ -89,7 +90,13 @@ impl Loaded {
 /// What is to be loaded when `new` comes to what is, by revisions, and how many of them
 /// can stay as they are.
 fn joined(loaded: &[Policy], new: &[Policy]) -> (Vec<Policy>, usize) {
-    let fresh: Vec<_> = new.iter().filter(|policy| !loaded.contains(policy)).collect();
+    // One that was read on the host before another was loaded there may come after it.
+    let is_old = |policy: &Policy| {
+        let later =
+            |other: &Policy| other.profile == policy.profile && other.revision > policy.revision;
+        loaded.contains(policy) || loaded.iter().any(later)
+    };
+    let fresh: Vec<_> = new.iter().filter(|policy| !is_old(policy)).collect();
     let replaced = |old: &&Policy| !fresh.iter().any(|policy| policy.profile == old.profile);
     let mut all: Vec<_> = loaded.iter().filter(replaced).chain(fresh.iter().copied()).collect();
     // Stable: of two that came with one revision, which are the same policy, either goes.
@@ -156,7 +163,7 @@ mod tests {
         assert_eq!(names(&[], &[b.clone(), a.clone()]), "a3 b5");
         assert_eq!(names(&[a.clone(), b.clone()], &[b.clone(), a.clone()]), "");
         assert_eq!(names(&[a, b.clone()], &[policy("a", 9, b"a")]), "a9");
-        assert_eq!(names(&[b], &[policy("b", 4, b"b4")]), "b4");
+        assert_eq!(names(&[b], &[policy("b", 4, b"b4")]), "");
     }
 
     #[test]

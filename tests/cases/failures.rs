@@ -71,7 +71,7 @@ fn a_host_without_kvm_or_cgroups_or_root_is_told() {
             .fails_saying(125, &["cannot open /dev/kvm", "bulkhead doctor"]);
         in_a_host_where("mount --bind /dev/null /dev/kvm").fails_saying(125, &["kvm"]);
         in_a_host_where("umount -l /sys/fs/cgroup")
-            .fails_saying(125, &["/sys/fs/cgroup", "cgroup v2"]);
+            .fails_saying(125, &["/sys/fs/cgroup", "mount cgroup2"]);
         let ended = script(&format!(
             "setpriv --reuid 65534 --regid 65534 --clear-groups $(command -v bulkhead) run --rm {} true",
             small()

@@ -164,8 +164,9 @@ fn bring_up(
     let pid = helper.pid();
     helper.expect(&Word::Opened)?;
     let config = CgroupConfig { path: plan.cgroup.clone(), limits: plan.cgroup_limits.clone() };
-    plan.manager.make(&config, pid)?;
+    container.note_cgroup(lock)?;
     *begun = true;
+    plan.manager.make(&config, pid)?;
     helper.go();
     helper.expect(&Word::Namespaces)?;
     let of = container.record.hooks.as_ref();

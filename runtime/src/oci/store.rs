@@ -411,6 +411,19 @@ impl Container {
         })
     }
 
+    /// Notes that its cgroup is about to be made, and was empty.
+    ///
+    /// # Errors
+    /// When the note cannot be written.
+    pub fn note_cgroup(&self, _: &Lock) -> Result<(), OciError> {
+        self.write("cgroup", &true)
+    }
+
+    /// Whether its cgroup is its own. (Those of an earlier version have a phase.)
+    pub fn has_cgroup(&self) -> bool {
+        ["cgroup", "phase.json"].iter().any(|name| self.directory.join(name).exists())
+    }
+
     /// Pid and start of its monitor, from its first moments on.
     pub fn early_monitor(&self) -> Option<(i32, u64)> {
         let text = std::fs::read_to_string(self.directory.join("monitor.lock")).ok()?;

@@ -110,25 +110,20 @@ pub fn kill(container: &Container, signal: i32, all: bool) -> Result<(), OciErro
         true => container.status()?,
         false => settle::status(container, None)?.0,
     };
-    let unsure = container.phase()?.is_some_and(|phase| phase.changing);
-    let live = match status {
-        Status::Live(live) => live,
+    match status {
+        Status::Live(_) => {}
         // As runc: there is nobody left to be killed.
         Status::Stopped if all => return Ok(()),
         Status::Stopped => return Err(OciError::NotRunning),
         Status::Creating => return Err(refuse(container, "kill", status)),
-    };
+    }
     let sent = super::event_loop()?.block_on(async {
         let machine = container.machine_dir();
         let connect = Agent::connect(&machine);
         let limit = if certain { OBEDIENCE } else { NO_LIMIT };
         let agent = tokio::time::timeout(limit, connect).await.map_err(|_| late("connect"))??;
         let agent = if certain { agent.with_timeout(OBEDIENCE) } else { agent };
-        if certain && (live == Live::Paused || unsure) {
-            // Frozen, it would die when it is thawed.
-            let call = Call::Freeze { container: container.id().to_owned(), frozen: false };
-            agent.order(call).await?;
-        }
+        // A frozen process dies of SIGKILL as well (cgroup-v2.rst).
         agent.order(Call::Signal { process: process(container), signal, all }).await
     });
     match sent {
@@ -266,9 +261,12 @@ pub fn delete(root: &Root, id: &str, force: bool) -> Result<(), OciError> {
         Err(OciError::NotFound(_)) if force => return Ok(()),
         Err(error) => return Err(error),
     };
-    let lock = match container.try_lock()? {
-        Some(lock) => lock,
-        None => {
+    let lock = match container.try_lock() {
+        Ok(Some(lock)) => lock,
+        // Another one was faster.
+        Err(OciError::NotFound(_)) if force => return Ok(()),
+        Err(error) => return Err(error),
+        Ok(None) => {
             // Whoever has it may be waiting for a guest that does not answer.
             if force {
                 kill_monitor(&container)?;
@@ -375,7 +373,8 @@ pub(super) fn remove_rest(container: &Container) {
         }
     }
     let plan = &container.record.plan;
-    if plan.cgroup.starts_with(cgroup::ROOT) {
+    // Before that, whoever is in it is somebody else.
+    if container.has_cgroup() && plan.cgroup.starts_with(cgroup::ROOT) {
         plan.manager.remove(&plan.cgroup);
     }
     crate::sandbox::clean_overlay(&container.record.plan.rootfs, container.id());

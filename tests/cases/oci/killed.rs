@@ -115,12 +115,12 @@ impl Stage {
     /// Kills whoever there is of the kind; the one that stands for the container, not
     /// that of an exec. Whether there was anybody.
     fn strike(&self, victim: Victim, verb: &mut Child) -> bool {
+        // Others outlive the verb; whether it is disturbed is the question.
+        if verb.try_wait().expect("it is a child").is_some() {
+            return false;
+        }
         let pid = match victim {
-            // One that has ended is still to be reaped.
-            Victim::Verb => {
-                let runs = verb.try_wait().expect("it is a child").is_none();
-                runs.then(|| verb.id().cast_signed())
-            }
+            Victim::Verb => Some(verb.id().cast_signed()),
             Victim::Monitor => self.monitor(),
             Victim::Vmm => self.pids("machine").first().copied(),
         };

@@ -13,7 +13,7 @@ mod v1;
 mod v2;
 
 use std::fs::File;
-use std::io;
+use std::io::{self, Write};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -383,7 +383,9 @@ fn make_directory(path: &Path) -> Result<(), CgroupError> {
 }
 
 fn write(path: &Path, value: &str) -> Result<(), CgroupError> {
-    std::fs::write(path, value).map_err(CgroupError::file(path))
+    // Not created: cgroupfs would refuse that with EACCES, where the file is what lacks.
+    let written = File::options().write(true).truncate(true).open(path);
+    written.and_then(|mut file| file.write_all(value.as_bytes())).map_err(CgroupError::file(path))
 }
 
 /// Numbers of processes, as cgroup.procs lists them.

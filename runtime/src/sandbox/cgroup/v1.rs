@@ -12,6 +12,9 @@ use crate::sys::pidfd::PidFd;
 
 /// systemd's own, without a controller: by it systemd knows which unit a process is of.
 const SYSTEMD: &str = "name=systemd";
+/// The tree of cgroup v2 beside them, where there is one (a hybrid host): by it systemd
+/// knows the same then.
+const UNIFIED: &str = "unified";
 /// What a cpuset must have before a process may be in it, and a new one has not.
 const PLACES: [&str; 2] = ["cpuset.cpus", "cpuset.mems"];
 /// How often a cgroup is looked through for processes that were forked meanwhile.
@@ -24,7 +27,7 @@ pub(super) struct Hierarchy {
     mount: PathBuf,
     /// The cgroup that is to be seen there: not the tree's root in some containers.
     root: PathBuf,
-    /// Names of controllers, or [`SYSTEMD`].
+    /// Names of controllers, or [`SYSTEMD`], or [`UNIFIED`].
     of: Vec<String>,
 }
 
@@ -53,13 +56,17 @@ fn parse(mountinfo: &str) -> Vec<Hierarchy> {
         let Some((mount, of)) = line.split_once(" - ") else { continue };
         let (mount, of): (Vec<&str>, Vec<&str>) =
             (mount.split(' ').collect(), of.split(' ').collect());
-        let (&[_, _, device, root, point, ..], &["cgroup", _, options]) = (&mount[..], &of[..])
-        else {
+        let (&[_, _, device, root, point, ..], &[kind, _, options]) = (&mount[..], &of[..]) else {
             continue;
         };
         let point = PathBuf::from(unescaped(point));
-        let names: Vec<String> =
-            options.split(',').filter(|option| is_name(option)).map(str::to_owned).collect();
+        let names: Vec<String> = match kind {
+            "cgroup" => {
+                options.split(',').filter(|option| is_name(option)).map(str::to_owned).collect()
+            }
+            "cgroup2" if point != Path::new(ROOT) => vec![UNIFIED.to_owned()],
+            _ => continue,
+        };
         // The device is the hierarchy: it may be mounted twice.
         if names.is_empty() || !point.starts_with(ROOT) || devices.contains(&device) {
             continue;
@@ -70,20 +77,27 @@ fn parse(mountinfo: &str) -> Vec<Hierarchy> {
     found
 }
 
-/// Whether an option of a mounted hierarchy names what it is for. Hierarchies that have a
-/// name but systemd's belong to somebody else.
+/// Whether an option of a mounted hierarchy names what it is for: systemd, or a controller
+/// (`include/linux/cgroup_subsys.h`). Hierarchies of other names belong to somebody else.
 fn is_name(option: &str) -> bool {
-    const OTHERS: [&str; 8] = [
-        "rw",
-        "ro",
-        "none",
-        "xattr",
-        "noprefix",
-        "clone_children",
-        "cpuset_v2_mode",
-        "favordynmods",
+    const CONTROLLERS: [&str; 15] = [
+        "cpuset",
+        "cpu",
+        "cpuacct",
+        "blkio",
+        "memory",
+        "devices",
+        "freezer",
+        "net_cls",
+        "perf_event",
+        "net_prio",
+        "hugetlb",
+        "pids",
+        "rdma",
+        "misc",
+        "debug",
     ];
-    option == SYSTEMD || (!option.contains('=') && !OTHERS.contains(&option))
+    option == SYSTEMD || CONTROLLERS.contains(&option)
 }
 
 /// mountinfo writes blanks and the like as three octal digits.
@@ -110,7 +124,7 @@ pub(super) fn base(own: &str, hierarchies: &[Hierarchy]) -> PathBuf {
 
 pub(super) fn controllers(hierarchies: &[Hierarchy]) -> Vec<String> {
     let all = hierarchies.iter().flat_map(|hierarchy| &hierarchy.of);
-    all.filter(|name| *name != SYSTEMD).cloned().collect()
+    all.filter(|name| *name != SYSTEMD && *name != UNIFIED).cloned().collect()
 }
 
 /// Path of a controller's file in the cgroup at `path`.
@@ -271,6 +285,9 @@ pub(super) fn kill(path: &Path, hierarchies: &[Hierarchy]) -> Result<(), CgroupE
 
 pub(super) fn remove(path: &Path, hierarchies: &[Hierarchy]) {
     let attempt = || {
+        // Each time: one that forked, or was on its way, may have come since. What cannot be
+        // killed keeps it from being removed, which is told.
+        let _ = kill(path, hierarchies);
         // In each one, whatever another says.
         let mut result = Ok(());
         for directory in hierarchies.iter().filter_map(|one| one.directory(path).ok()) {
@@ -281,14 +298,16 @@ pub(super) fn remove(path: &Path, hierarchies: &[Hierarchy]) {
         }
         result
     };
-    // The attempt to remove it tells what is wrong.
-    let _ = kill(path, hierarchies);
     remove_patiently(path, attempt);
 }
 
 fn remove_tree(directory: &Path) -> io::Result<()> {
     for below in directories(directory) {
-        remove_tree(&below)?;
+        match remove_tree(&below) {
+            // systemd removes what is empty.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            other => other?,
+        }
     }
     std::fs::remove_dir(directory)
 }
@@ -306,6 +325,7 @@ mod tests {
 33 29 0:29 / /sys/fs/cgroup/memory rw,nosuid - cgroup cgroup rw,memory
 34 29 0:30 / /sys/fs/cgroup/cpuset rw shared:1 master:2 - cgroup cgroup rw,cpuset,clone_children
 35 29 0:31 / /sys/fs/cgroup/openrc rw - cgroup cgroup rw,name=openrc,release_agent=/sbin/rc
+38 29 0:32 / /sys/fs/cgroup/mine rw - cgroup cgroup rw,seclabel,name=mine
 36 28 0:29 / /mnt/memory rw,nosuid - cgroup cgroup rw,memory
 37 29 0:29 / /sys/fs/cgroup/again rw,nosuid - cgroup cgroup rw,memory
 ";
@@ -324,6 +344,7 @@ mod tests {
     #[test]
     fn mounted_hierarchies_count_once() {
         let expected = [
+            ("unified", vec!["unified"]),
             ("systemd", vec!["name=systemd"]),
             ("cpu,cpuacct", vec!["cpu", "cpuacct"]),
             ("memory", vec!["memory"]),
@@ -355,9 +376,9 @@ mod tests {
         let own = "12:memory:/outer/user\n4:cpu,cpuacct:/\n1:name=systemd:/session\n0::/s\n";
         let mut hierarchies = parse(LEGACY);
         assert_eq!(base(own, &hierarchies), Path::new("/outer/user"));
-        hierarchies[2].root = "/outer".into();
+        hierarchies[3].root = "/outer".into();
         assert_eq!(base(own, &hierarchies), Path::new("/user"));
-        hierarchies.remove(2);
+        hierarchies.remove(3);
         assert_eq!(base(own, &hierarchies), Path::new("/session"));
         assert_eq!(base("", &hierarchies), Path::new("/"));
     }
@@ -386,6 +407,7 @@ mod tests {
         let at = |name: &str| directory.path().join(name);
         let file = at("memory.limit_in_bytes");
         let both = at("memory.memsw.limit_in_bytes");
+        std::fs::write(&file, "0").unwrap();
         limit_memory(&file, "100").unwrap();
         assert!(!both.exists());
         for (before, after) in [("50\n", "100"), ("200\n", "200\n")] {

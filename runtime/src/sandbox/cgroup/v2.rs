@@ -1,5 +1,6 @@
 //! One tree of cgroups, see the kernel's cgroup-v2.rst.
 
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use super::{CgroupConfig, CgroupError, ROOT};
@@ -44,10 +45,10 @@ pub(super) fn populated(path: &Path) -> bool {
 
 pub(super) fn kill(path: &Path) -> Result<(), CgroupError> {
     let file = path.join("cgroup.kill");
-    match std::fs::write(&file, "1") {
+    match write(&file, "1") {
         // Absent also on kernels before 5.14; the VMM then ends by other means.
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
-        other => other.map_err(CgroupError::file(file)),
+        Err(CgroupError::File { source, .. }) if source.kind() == ErrorKind::NotFound => Ok(()),
+        other => other,
     }
 }
 
