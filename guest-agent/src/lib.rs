@@ -21,6 +21,7 @@ pub mod error;
 pub mod handlers;
 pub mod init;
 pub mod kmsg;
+pub mod network;
 pub mod plan;
 pub mod roles;
 pub mod seccomp;

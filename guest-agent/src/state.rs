@@ -18,6 +18,7 @@ use tokio::sync::{broadcast, watch};
 use crate::apparmor::Loaded;
 use crate::cgroup::Cgroup;
 use crate::error::error;
+use crate::network::Told;
 use crate::plan::Namespaces;
 use crate::roles::channel::RoleHandle;
 use crate::stdio::Streams;
@@ -37,6 +38,8 @@ pub struct Agent {
     pub volumes: Volumes,
     /// AppArmor profiles of the guest's kernel.
     pub apparmor: Loaded,
+    /// The network that the host told.
+    pub network: Told,
     /// Unasked messages.
     pub events: broadcast::Sender<Event>,
 }
@@ -205,6 +208,7 @@ impl Agent {
             containers: RefCell::default(),
             volumes: Volumes::default(),
             apparmor: Loaded::default(),
+            network: Told::default(),
             events: broadcast::Sender::new(64),
         })
     }

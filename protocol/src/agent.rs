@@ -23,6 +23,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::apparmor;
+use crate::network::Network;
 
 /// What the guest's console says as soon as PID 1 runs, after `bulkhead-agent: `.
 pub const FIRST_LINE: &str = "first line";
@@ -145,6 +146,13 @@ pub enum Call {
         memory: Option<crate::machine::AddedMemory>,
         /// CPUs that are there.
         vcpus: u8,
+    },
+    /// Have this network, all of it: see [`Network`].
+    Network(Network),
+    /// Let the driver of an interface go, before the VMM takes the device away.
+    Unplug {
+        /// N of the platform device `virtio-mmio.N`.
+        device: u8,
     },
     /// Kill what is left of a container and forget it.
     Delete {

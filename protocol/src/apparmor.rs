@@ -21,23 +21,8 @@ pub struct Policy {
     pub revision: u64,
     /// Binary policy (`security/apparmor/policy_unpack.c` of Linux): the profile's, and
     /// that of those which were loaded along with it.
-    #[serde(with = "text")]
+    #[serde(with = "crate::bytes")]
     pub binary: Vec<u8>,
-}
-
-/// Bytes as text, since messages are JSON.
-mod text {
-    use base64::Engine;
-    use base64::prelude::BASE64_STANDARD;
-    use serde::{Deserialize, Deserializer, Serializer, de::Error};
-
-    pub fn serialize<S: Serializer>(bytes: &[u8], serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_str(&BASE64_STANDARD.encode(bytes))
-    }
-
-    pub fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<u8>, D::Error> {
-        BASE64_STANDARD.decode(String::deserialize(from)?).map_err(D::Error::custom)
-    }
 }
 
 #[cfg(test)]

@@ -2,6 +2,7 @@
 //!
 //! * [`machine`]: runtime <-> VMM, over an inherited `SOCK_SEQPACKET` pair.
 //! * [`agent`]: host <-> guest agent, over vsock.
+//! * [`network`], [`apparmor`]: what travels in those.
 //! * [`frame`]: how a message of either becomes bytes.
 //! * [`vsock`]: the handshake by which a host process reaches a guest port.
 //!
@@ -11,8 +12,10 @@
 
 pub mod agent;
 pub mod apparmor;
+mod bytes;
 pub mod frame;
 pub mod machine;
+pub mod network;
 pub mod vsock;
 
 /// Version of both contracts. It changes only when an older peer could

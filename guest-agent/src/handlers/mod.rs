@@ -41,6 +41,8 @@ pub async fn call(agent: &Rc<Agent>, call: Call) -> Result<Return, AgentError> {
         Call::Freeze { container, frozen } => freeze::handle(agent, &container, frozen).await,
         Call::Update { container, resources } => update::handle(agent, &container, resources),
         Call::Grow { memory, vcpus } => grow::handle(memory, vcpus).await,
+        Call::Network(network) => agent.network.apply(network).map(|()| Return::Done),
+        Call::Unplug { device } => crate::network::unplug(device).map(|()| Return::Done),
         Call::Delete { container } => delete::handle(agent, &container).await,
         Call::Forget { shares } => forget::handle(&shares),
         Call::SetTime { nanoseconds } => set_time::handle(nanoseconds),

@@ -7,6 +7,7 @@ use bulkhead_agent::state::Agent;
 use protocol::agent::{Call, ErrorKind, Event, Message, Return, Stream};
 use protocol::apparmor::Policy;
 use protocol::machine::AddedMemory;
+use protocol::network::{Item, Link, Network};
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::{sleep, timeout};
@@ -62,7 +63,7 @@ cases! {
     runs_a_process exit_status_and_signals missing_commands the_default_container bytes_both_ways
     a_closed_reader terminals execs binds_and_propagation hostile_paths identity_and_limits
     seccomp_profiles cgroup_limits out_of_memory freezing devices read_only_root copy_up
-    user_namespaces persistent_upper pod_namespaces bad_specifications growth nothing_stays throughput
+    user_namespaces persistent_upper pod_namespaces bad_specifications growth network nothing_stays throughput
 }
 
 async fn runs_a_process(client: &Client) -> Outcome {
@@ -521,6 +522,100 @@ async fn growth(client: &Client) -> Outcome {
     let error = grow(Some(crooked), 1).await.unwrap_err();
     ensure!(error.kind == ErrorKind::Invalid && error.message.contains("blocks"), "{error:?}");
     Ok(())
+}
+
+/// A message of rtnetlink(7) without its first header.
+fn item(header: &[u8], attributes: &[(u16, &[u8])]) -> Item {
+    let mut bytes = header.to_vec();
+    for (kind, value) in attributes {
+        bytes.extend((4 + value.len() as u16).to_ne_bytes());
+        bytes.extend(kind.to_ne_bytes());
+        bytes.extend_from_slice(value);
+    }
+    Item(bytes)
+}
+
+fn busybox(words: &[&str]) -> Result<String, Failure> {
+    let output = std::process::Command::new("/busybox").args(words).output()?;
+    ensure!(output.status.success(), "{words:?}: {}", String::from_utf8_lossy(&output.stderr));
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+/// An interface that the machine has becomes one of the host's, by its hardware address.
+async fn network(client: &Client) -> Outcome {
+    busybox(&["ip", "link", "add", "any", "type", "dummy"])?;
+    let mac = [2, 0, 0, 0, 0, 7];
+    busybox(&["ip", "link", "set", "any", "address", "02:00:00:00:00:07"])?;
+    const INDEX: [u8; 4] = 77u32.to_ne_bytes();
+    let [a, b, c, d] = INDEX;
+    let link =
+        |name: &str, mtu| Link { index: 77, name: name.into(), mac, mtu, up: true, device: None };
+    let v4 =
+        |last| item(&[2, 24, 0, 0, a, b, c, d], &[(1, &[10, 9, 0, last]), (2, &[10, 9, 0, last])]);
+    let v6 = [0xfd, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 9];
+    let gateway: &[u8] = &[10, 9, 0, 1];
+    let mut wanted = Network {
+        links: vec![link("eth0", 1400)],
+        addresses: vec![v4(2), item(&[10, 64, 0, 0, a, b, c, d], &[(1, &v6)])],
+        routes: vec![
+            // main table, static: blackhole 10.99.0.0/16, default by the gateway.
+            item(&[2, 16, 0, 0, 254, 4, 0, 6, 0, 0, 0, 0], &[(1, &[10, 99, 0, 0])]),
+            item(&[2, 0, 0, 0, 254, 4, 0, 1, 0, 0, 0, 0], &[(5, gateway), (4, &INDEX)]),
+        ],
+        neighbours: vec![item(
+            &[2, 0, 0, 0, a, b, c, d, 0x80, 0, 0, 0],
+            &[(1, gateway), (2, &[2, 0, 0, 0, 0, 1, 0, 0])],
+        )],
+    };
+    // A hardware address has six bytes, and padding.
+    wanted.neighbours[0].0[20..22].copy_from_slice(&10u16.to_ne_bytes());
+    let apply = |network: &Network| client.call(Call::Network(network.clone()));
+    // Once more changes nothing.
+    for _ in 0..2 {
+        ensure!(apply(&wanted).await? == Return::Done, "no plain answer");
+        let told = busybox(&["ip", "addr", "show", "eth0"])?;
+        for text in ["mtu 1400", ",UP", "10.9.0.2/24", "fd00::9/64", "02:00:00:00:00:07"] {
+            ensure!(told.contains(text) && !told.contains("tentative"), "{text}: {told}");
+        }
+        let routes = busybox(&["ip", "route"])?;
+        for text in
+            ["default via 10.9.0.1 dev eth0", "blackhole 10.99.0.0/16", "10.9.0.0/24 dev eth0"]
+        {
+            ensure!(routes.contains(text), "{text}: {routes}");
+        }
+        let neighbours = busybox(&["ip", "neigh"])?;
+        ensure!(
+            neighbours.contains("02:00:00:00:00:01") && neighbours.contains("PERM"),
+            "{neighbours}"
+        );
+    }
+    let (_, out) = client.script("c", "cat /sys/class/net/eth0/mtu").await?;
+    ensure!(out == "1400\n", "{out}");
+    wanted.links = vec![link("net1", 9000)];
+    wanted.addresses[0] = v4(3);
+    wanted.routes.remove(0);
+    wanted.neighbours.clear();
+    apply(&wanted).await?;
+    let told = busybox(&["ip", "addr", "show", "net1"])?;
+    ensure!(told.contains("mtu 9000") && told.contains("10.9.0.3/24"), "{told}");
+    ensure!(!told.contains("10.9.0.2/24") && told.contains("fd00::9/64"), "{told}");
+    let routes = busybox(&["ip", "route"])?;
+    ensure!(routes.contains("default via 10.9.0.1 dev net1"), "{routes}");
+    ensure!(!routes.contains("blackhole"), "{routes}");
+    ensure!(!busybox(&["ip", "neigh"])?.contains("PERM"), "the neighbour is still there");
+    for (field, wrong) in [
+        (
+            "hardware address",
+            Network { links: vec![Link { mac: [9; 6], ..link("x", 1500) }], ..wanted.clone() },
+        ),
+        ("name", Network { links: vec![link("a/b", 1500)], ..wanted.clone() }),
+        ("malformed", Network { addresses: vec![Item(vec![2; 5])], ..wanted.clone() }),
+    ] {
+        let error = apply(&wrong).await.unwrap_err();
+        ensure!(error.message.contains(field), "{field}: {error:?}");
+    }
+    apply(&Network::default()).await?;
+    busybox(&["ip", "link", "del", "net1"]).map(drop)
 }
 
 /// (mounts, cgroups, processes, descriptors)

@@ -1,0 +1,75 @@
+//! The network of a machine, as its guest is to have it: that of a network namespace of
+//! the host, whose interfaces the machine takes over.
+//!
+//! Addresses, routes and neighbours are the kernel's own messages (rtnetlink(7)), header and
+//! attributes without the netlink header, as the host's kernel tells them. Both kernels speak
+//! that protocol, so that nothing of a route is lost on the way, metrics and types included.
+//! The numbers of interfaces in them are the host's; the agent puts the guest's there.
+
+use serde::{Deserialize, Serialize};
+
+/// Most interfaces, addresses, routes and neighbours together.
+pub const MAX_ITEMS: usize = 4096;
+
+/// Longest message in bytes.
+pub const MAX_MESSAGE: usize = 4096;
+
+/// All of it. The guest drops what it was told before and is not told again.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Network {
+    /// Interfaces beside the loopback one.
+    pub links: Vec<Link>,
+    /// `struct ifaddrmsg` and attributes.
+    #[serde(default)]
+    pub addresses: Vec<Item>,
+    /// `struct rtmsg` and attributes; those to gateways after those that lead there.
+    #[serde(default)]
+    pub routes: Vec<Item>,
+    /// `struct ndmsg` and attributes, of neighbours that somebody has set.
+    #[serde(default)]
+    pub neighbours: Vec<Item>,
+}
+
+/// An interface.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Link {
+    /// Its number on the host, as the messages have it; not 0.
+    pub index: u32,
+    /// Its name, at most 15 bytes.
+    pub name: String,
+    /// Its hardware address, by which the guest finds it.
+    pub mac: [u8; 6],
+    /// Largest packet, without the Ethernet header.
+    pub mtu: u32,
+    /// Whether it is up.
+    pub up: bool,
+    /// N of the platform device `virtio-mmio.N`, where it came after the boot: see
+    /// [`crate::machine::Reply::Net`].
+    #[serde(default)]
+    pub device: Option<u8>,
+}
+
+/// A message of rtnetlink(7) without its `struct nlmsghdr`.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Item(#[serde(with = "crate::bytes")] pub Vec<u8>);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_network_round_trips() {
+        let link =
+            Link { index: 2, name: "eth0".into(), mac: [2; 6], mtu: 1500, up: true, device: None };
+        let item = |byte| vec![Item(vec![byte; 20])];
+        let network = Network {
+            links: vec![link],
+            addresses: item(1),
+            routes: item(255),
+            neighbours: Vec::new(),
+        };
+        let json = serde_json::to_string(&network).unwrap();
+        assert_eq!(serde_json::from_str::<Network>(&json).unwrap(), network);
+        assert!(serde_json::from_str::<Item>("\"!\"").is_err());
+    }
+}
