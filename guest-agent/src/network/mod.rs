@@ -79,7 +79,9 @@ impl Told {
         // Addresses before the routes that need them. All of them: with an address the kernel
         // takes back what depends on it.
         for kind in KINDS.iter().rev() {
-            (kind.of)(&wanted).iter().try_for_each(|item| add(&mut kernel, kind, item, &indexes))?;
+            (kind.of)(&wanted)
+                .iter()
+                .try_for_each(|item| add(&mut kernel, kind, item, &indexes))?;
         }
         *former = Former { network: wanted, indexes };
         Ok(())

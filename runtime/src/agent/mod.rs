@@ -189,6 +189,8 @@ fn name(call: &Call) -> &'static str {
         Call::SetTime { .. } => "set_time",
         Call::Phase { .. } => "phase",
         Call::Grow { .. } => "grow",
+        Call::Network(_) => "network",
+        Call::Unplug { .. } => "unplug",
         Call::PowerOff => "power_off",
     }
 }
