@@ -2,8 +2,8 @@
 
 use std::time::{Duration, Instant};
 
-use bulkhead_agent::kmsg;
 use bulkhead_agent::state::Agent;
+use bulkhead_agent::{boot, kmsg};
 use protocol::agent::{Call, ErrorKind, Event, Message, Return, Stream};
 use protocol::apparmor::Policy;
 use protocol::machine::AddedMemory;
@@ -536,7 +536,8 @@ fn item(header: &[u8], attributes: &[(u16, &[u8])]) -> Item {
 }
 
 fn busybox(words: &[&str]) -> Result<String, Failure> {
-    let output = std::process::Command::new("/busybox").args(words).output()?;
+    let program = std::path::Path::new(boot::SHARES).join("immutable/base/bin/busybox");
+    let output = std::process::Command::new(program).args(words).output()?;
     ensure!(output.status.success(), "{words:?}: {}", String::from_utf8_lossy(&output.stderr));
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
