@@ -13,7 +13,7 @@ use zbus::connection::Builder;
 use zbus::message::Type as MessageType;
 use zbus::{
     Array, Connection, DynamicType, Error, MatchRule, Message, MessageStream, OwnedObjectPath,
-    Signature, Structure, Variant,
+    OwnedVariant, Signature, Structure, Variant,
 };
 
 use super::properties::{Property, of_scope};
@@ -25,6 +25,8 @@ pub(super) const BOOTED: &str = "/run/systemd/system";
 const NAME: &str = "org.freedesktop.systemd1";
 const PATH: &str = "/org/freedesktop/systemd1";
 const MANAGER: &str = "org.freedesktop.systemd1.Manager";
+const UNIT: &str = "org.freedesktop.systemd1.Unit";
+const PROPERTIES: &str = "org.freedesktop.DBus.Properties";
 const UNIT_EXISTS: &str = "org.freedesktop.systemd1.UnitExists";
 const NO_SUCH_UNIT: &str = "org.freedesktop.systemd1.NoSuchUnit";
 /// How long systemd may take for one thing, as runc has it.
@@ -108,11 +110,17 @@ impl Bus {
         self.bounded(WHAT, unit, done).await.map(drop)
     }
 
-    /// Stops the scope, and has systemd forget it. That it is not there is as good.
+    /// Stops the scope, and has systemd forget it. That it is not there is as good, and so
+    /// is that it is somebody else's: a creation that was refused its name cleans up as well.
     ///
     /// # Errors
     /// When it cannot be stopped.
     pub async fn stop(&self, unit: &Unit) -> Result<(), SystemdError> {
+        match self.bounded("look at", unit, self.description(unit)).await {
+            Ok(description) if description != unit.description() => return Ok(()),
+            Err(SystemdError::Refused { source, .. }) if is(&source, NO_SUCH_UNIT) => return Ok(()),
+            looked => looked.map(drop)?,
+        }
         let body = (unit.name.as_str(), "replace");
         let stopped = match self.job("stop", unit, "StopUnit", &body).await {
             Err(SystemdError::Refused { source, .. }) if is(&source, NO_SUCH_UNIT) => Ok(()),
@@ -120,6 +128,19 @@ impl Bus {
         };
         self.reset(unit).await?;
         stopped
+    }
+
+    /// What the unit of this name is, in words: ours names its container.
+    async fn description(&self, unit: &Unit) -> Result<String, Error> {
+        let found = self.call("GetUnit", &(unit.name.as_str(),)).await?;
+        let path: OwnedObjectPath = found.body().deserialize()?;
+        let body = (UNIT, "Description");
+        let get = self.connection.call_method(Some(NAME), path, Some(PROPERTIES), "Get", &body);
+        let value: OwnedVariant = get.await?.body().deserialize()?;
+        match &*value {
+            Variant::Str(text) => Ok(text.to_string()),
+            _ => Err(Error::Failure("a description that is no text".into())),
+        }
     }
 
     async fn reset(&self, unit: &Unit) -> Result<(), SystemdError> {

@@ -216,6 +216,10 @@ enum Answer {
     Silence,
     /// Nothing.
     Done,
+    /// The path of a unit.
+    Unit,
+    /// A property that is this text.
+    Text(&'static str),
     /// An error.
     No(&'static str),
 }
@@ -271,6 +275,7 @@ fn told(message: &Message) -> String {
 async fn reply(server: &Connection, message: &Message, answer: Answer) {
     let header = message.header();
     let job = ObjectPath::try_from("/org/freedesktop/systemd1/job/7").unwrap();
+    let unit = ObjectPath::try_from("/org/freedesktop/systemd1/unit/u_2escope").unwrap();
     let other = ObjectPath::try_from("/org/freedesktop/systemd1/job/6").unwrap();
     let removed = async |job: &ObjectPath<'_>, result: &str| {
         let (path, manager) = ("/org/freedesktop/systemd1", "org.freedesktop.systemd1.Manager");
@@ -286,6 +291,10 @@ async fn reply(server: &Connection, message: &Message, answer: Answer) {
         Answer::Silence => {
             server.reply(&header, &job).await.unwrap();
             removed(&other, "done").await;
+        }
+        Answer::Unit => server.reply(&header, &unit).await.unwrap(),
+        Answer::Text(text) => {
+            server.reply(&header, &(zbus::Variant::from(text),)).await.unwrap();
         }
         Answer::Done => server.reply(&header, &()).await.unwrap(),
         Answer::No(name) => server.reply_error(&header, name, &"because").await.unwrap(),
@@ -337,16 +346,31 @@ fn one_that_failed_is_forgotten_and_one_that_runs_is_left_alone() {
 }
 
 #[test]
-fn one_that_is_gone_is_stopped() {
+fn only_what_is_ours_is_stopped() {
     let stop = async |bus: &Bus| bus.stop(&unit()).await;
+    let names = |calls: Vec<(String, String)>| calls.into_iter().map(|(name, _)| name);
+    let ours = [Answer::Unit, Answer::Text("bulkhead container c1")];
+    // It may end between the look and the stop.
     for answers in [[Answer::Job("done"), Answer::Done], [NO_SUCH, NO_SUCH]] {
-        let (stopped, calls) = with_answers(&answers, stop);
+        let (stopped, calls) = with_answers(&[ours, answers].concat(), stop);
         stopped.unwrap();
-        assert!(calls.into_iter().map(|(name, _)| name).eq(["StopUnit", "ResetFailedUnit"]));
+        assert!(names(calls).eq(["GetUnit", "Get", "StopUnit", "ResetFailedUnit"]));
     }
+    let (stopped, calls) = with_answers(&[Answer::Unit, Answer::Text("/bin/sleep 1000")], stop);
+    stopped.unwrap();
+    assert!(names(calls).eq(["GetUnit", "Get"]));
+    let (stopped, calls) = with_answers(&[NO_SUCH], stop);
+    stopped.unwrap();
+    assert!(names(calls).eq(["GetUnit"]));
     let denied = Answer::No("org.freedesktop.DBus.Error.AccessDenied");
-    let (refused, _) = with_answers(&[denied, Answer::Done], stop);
-    assert!(matches!(refused, Err(SystemdError::Refused { .. })), "{refused:?}");
+    for answers in [&[denied][..], &[ours[0], ours[1], denied, Answer::Done]] {
+        let (refused, _) = with_answers(answers, stop);
+        assert!(matches!(refused, Err(SystemdError::Refused { .. })), "{refused:?}");
+    }
+}
+
+#[test]
+fn properties_are_changed() {
     let limits = of_limits(&[("memory.max".into(), "4096".into())]).unwrap();
     let (set, calls) = with_answers(&[Answer::Done], async |bus| bus.set(&unit(), &limits).await);
     set.unwrap();

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::Property;
+use super::{Property, Value};
 use crate::sandbox::cgroup;
 
 /// The slice of those that name none, as runc has it.
@@ -29,7 +29,7 @@ pub struct Unit {
     pub name: String,
     /// The slice that it is in, with `.slice`.
     pub slice: String,
-    /// For people.
+    /// For people, unless its properties say otherwise.
     pub description: String,
     /// What its configuration wants beside limits.
     pub properties: Vec<Property>,
@@ -69,6 +69,15 @@ impl Unit {
         checked(&name)?;
         let description = format!("bulkhead container {id}");
         Ok(Unit { name, slice: slice.to_owned(), description, properties: Vec::new() })
+    }
+
+    /// What systemd says that it is: by this it is known for ours.
+    pub fn description(&self) -> &str {
+        let named = |property: &&Property| property.name == "Description";
+        match self.properties.iter().rfind(named).map(|property| &property.value) {
+            Some(Value::Text(text)) => text,
+            _ => &self.description,
+        }
     }
 
     /// Its cgroup: systemd has one directory for each slice above it.
