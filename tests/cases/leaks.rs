@@ -142,31 +142,34 @@ fn no_vmm_outlives_its_supervisor() {
     });
 }
 
+fn interrupt_after(delay: Duration) {
+    let mut command = Command::new("bulkhead");
+    command.args(["run", "--rm", small(), "sleep", "100000"]);
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    let mut child = command.spawn().unwrap();
+    std::thread::sleep(delay);
+    // Even sent to a process that has not caught it yet it ends it.
+    let pid = Pid::from_raw(child.id().try_into().unwrap());
+    kill(pid, nix::sys::signal::SIGINT).unwrap();
+    if let Ok(None) = child.try_wait() {
+        std::thread::sleep(Duration::from_secs(3));
+        // The first process ignores it once it runs: insist.
+        let _ = child.kill();
+    }
+    wait(&mut child, Instant::now() + Duration::from_secs(30), "an interrupted run");
+}
+
 #[test]
 fn a_start_that_is_interrupted_leaves_nothing() {
     let _turn = alone();
     warm_up();
     none(|| {
-        for delay in [30, 100, 300, 700, 1500] {
-            let mut command = Command::new("bulkhead");
-            command.args(["run", "--rm", small(), "sleep", "100000"]);
-            let mut child = command
-                .stdin(Stdio::null())
-                .stdout(Stdio::null())
-                .stderr(Stdio::null())
-                .spawn()
-                .unwrap();
-            std::thread::sleep(Duration::from_millis(delay));
-            // Even sent to a process that has not caught it yet it ends it.
-            let pid = Pid::from_raw(child.id().try_into().unwrap());
-            kill(pid, nix::sys::signal::SIGINT).unwrap();
-            if let Ok(None) = child.try_wait() {
-                std::thread::sleep(Duration::from_secs(3));
-                // The first process ignores it once it runs: insist.
-                let _ = child.kill();
+        // At once, since much of it is waiting.
+        std::thread::scope(|scope| {
+            for delay in [30, 100, 300, 700, 1500] {
+                scope.spawn(move || interrupt_after(Duration::from_millis(delay)));
             }
-            wait(&mut child, Instant::now() + Duration::from_secs(30), "an interrupted run");
-        }
+        });
         // What was killed without a word is tidied up by whoever looks.
         bulkhead(&["ps", "-a"]).ok();
         let left = bulkhead(&["ps", "-a", "-q", "--no-trunc"]).ok();

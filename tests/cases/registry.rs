@@ -9,18 +9,19 @@ use bulkhead_tests::leaks::none;
 use bulkhead_tests::oci::{Recipe, digest};
 use bulkhead_tests::program::{eventually, script};
 use bulkhead_tests::tarball::{Entry, layer};
-use bulkhead_tests::turn::alone;
+use bulkhead_tests::turn::{alone, shared};
 use bulkhead_tests::{bulkhead, guest};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-/// Its address; in the test host nothing else listens there.
-const ADDRESS: &str = "127.0.0.1:5055";
+/// Where nothing else listens in the test host; each case has its own.
+const ADDRESSES: [&str; 2] = ["127.0.0.1:5055", "127.0.0.1:5056"];
 
 /// A docker-registry that holds `team/small:one`: busybox and a layer that no
 /// other image has.
 struct Registry {
     child: Child,
+    address: &'static str,
     directory: TempDir,
     /// Digest of the manifest.
     digest: String,
@@ -29,7 +30,7 @@ struct Registry {
 }
 
 impl Registry {
-    fn start(content: &str) -> Registry {
+    fn start(address: &'static str, content: &str) -> Registry {
         let directory = tempfile::tempdir().unwrap();
         let layout = directory.path().join("layout");
         let own = layer(&[Entry::file("own", content.repeat(20_000))]);
@@ -39,16 +40,16 @@ impl Registry {
         let config = directory.path().join("config.yml");
         let text = format!(
             "version: 0.1\nlog: {{level: error}}\nstorage: {{filesystem: {{rootdirectory: {}}}}}\n\
-             http: {{addr: {ADDRESS}}}\n",
+             http: {{addr: {address}}}\n",
             data.display()
         );
         fs::write(&config, text).unwrap();
         let mut command = Command::new("docker-registry");
         command.arg("serve").arg(&config).stdout(Stdio::null()).stderr(Stdio::null());
         let child = command.spawn().expect("docker-registry is installed");
-        eventually("the registry listens", || std::net::TcpStream::connect(ADDRESS).is_ok());
+        eventually("the registry listens", || std::net::TcpStream::connect(address).is_ok());
         // As every client does, skopeo compresses what it uploads.
-        let image = format!("docker://{ADDRESS}/team/small:one");
+        let image = format!("docker://{address}/team/small:one");
         let copy = "skopeo copy -q --insecure-policy --dest-tls-verify=false";
         script(&format!("{copy} oci:{} {image}", layout.display())).ok();
         let manifest = script(&format!("skopeo inspect --tls-verify=false --raw {image}"));
@@ -56,7 +57,7 @@ impl Registry {
         let digest = digest(&manifest);
         let manifest: Value = serde_json::from_slice(&manifest).unwrap();
         let layer = manifest["layers"][1]["digest"].as_str().unwrap().to_owned();
-        Registry { child, directory, digest, layer }
+        Registry { child, address, directory, digest, layer }
     }
 
     /// File of a blob in the registry's storage.
@@ -76,11 +77,12 @@ impl Drop for Registry {
 
 #[test]
 fn pull_by_tag_and_by_digest_and_from_the_cache() {
-    let _turn = alone();
+    let _turn = shared();
     guest(&[], "true").ok();
-    let registry = Registry::start("abc");
+    let registry = Registry::start(ADDRESSES[0], "abc");
+    let address = registry.address;
     let (tag, pinned) =
-        (format!("{ADDRESS}/team/small:one"), format!("{ADDRESS}/team/small@{}", registry.digest));
+        (format!("{address}/team/small:one"), format!("{address}/team/small@{}", registry.digest));
     let id = bulkhead(&["pull", "-q", &tag]).ok();
     assert!(id.starts_with("sha256:"), "{id}");
     assert_eq!(bulkhead(&["pull", "-q", &pinned]).ok(), id);
@@ -102,10 +104,10 @@ fn pull_by_tag_and_by_digest_and_from_the_cache() {
     // With the registry gone, what is here still runs.
     drop(registry);
     assert_eq!(bulkhead(&["run", "--rm", &tag, "echo", "still"]).ok(), "still");
-    bulkhead(&["pull", "-q", &tag]).fails_saying(1, &["cannot reach the registry", ADDRESS]);
+    bulkhead(&["pull", "-q", &tag]).fails_saying(1, &["cannot reach the registry", address]);
     bulkhead(&["rmi", "-f", &id]).ok();
     bulkhead(&["run", "--rm", &tag, "true"])
-        .fails_saying(125, &["cannot reach the registry", ADDRESS]);
+        .fails_saying(125, &["cannot reach the registry", address]);
     bulkhead(&["run", "--rm", "--pull", "never", &tag, "true"]).fails_saying(125, &["no image"]);
 }
 
@@ -113,10 +115,11 @@ fn pull_by_tag_and_by_digest_and_from_the_cache() {
 fn what_a_registry_gets_wrong_is_refused() {
     let _turn = alone();
     guest(&[], "true").ok();
-    let registry = Registry::start("xyz");
-    let name = format!("{ADDRESS}/team/small:one");
+    let registry = Registry::start(ADDRESSES[1], "xyz");
+    let address = registry.address;
+    let name = format!("{address}/team/small:one");
     none(|| {
-        let missing = format!("{ADDRESS}/team/small:two");
+        let missing = format!("{address}/team/small:two");
         bulkhead(&["pull", "-q", &missing]).fails_saying(1, &["is not in the registry", &missing]);
         bulkhead(&["run", "--rm", &missing])
             .fails_saying(125, &["is not in the registry", &missing]);

@@ -15,6 +15,9 @@ const IMAGE: &str = "BULKHEAD_TEST_IMAGE";
 /// Seconds that the demonstration or the whole suite may take in the host.
 const HOST_LIMIT: &str = "3600";
 
+/// One case more at a time than the host has processors: much of a case is waiting.
+const TEST_THREADS: &str = "RUST_TEST_THREADS=3";
+
 /// Builds everything, then shows it here or in the test host.
 pub fn run(tree: &Tree) -> Result<ExitCode> {
     setup::run(&setup::Options { groups: vec![Group::Build, Group::Demo], check: false })?;
@@ -50,7 +53,7 @@ pub fn here(tree: &Tree, command: &[PathBuf]) -> Result<ExitCode> {
 /// Runs a command in a test host with these options.
 pub fn in_host(tree: &Tree, options: &[&str], command: &[PathBuf]) -> Result<ExitCode> {
     let mut host = myself()?;
-    host.args(["host", "--timeout", HOST_LIMIT]).args(options).arg("--").args(command);
+    host.args(["host", "--timeout", HOST_LIMIT, "-e", TEST_THREADS]).args(options).arg("--").args(command);
     host.stdin(Stdio::null());
     finish(tree, host, &command[0])
 }
