@@ -18,13 +18,16 @@
 //! * All system calls that need `unsafe` are in `sys`.
 
 pub mod agent;
+pub mod cni;
 pub mod container;
 pub mod dirs;
 pub mod files;
 pub mod id;
 pub mod limits;
 pub mod log_file;
+pub mod networks;
 pub mod oci;
+mod programs;
 pub mod sandbox;
 pub mod signals;
 pub mod spec;

@@ -1,0 +1,4 @@
+//! x
+pub mod cidr;
+pub mod egress;
+pub mod options;
