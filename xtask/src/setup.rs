@@ -50,7 +50,11 @@ const PACKAGES: [Package; 41] = [
     Package("kmod", &[Demo, Test], "modules of the test host"),
     Package("e2fsprogs", &[Demo, Test], "scratch disk of the test host"),
     Package("iproute2", &[Demo, Test], "network set-up"),
-    Package("containernetworking-plugins", &[Demo, Test], "networks of bulkhead run: CNI's plugins"),
+    Package(
+        "containernetworking-plugins",
+        &[Demo, Test],
+        "networks of bulkhead run: CNI's plugins",
+    ),
     Package("nftables", &[Demo, Test], "what those networks let pass"),
     Package("iptables", &[Demo, Test], "published ports: CNI's portmap and firewall call it"),
     Package("runc", &[Test], "the runtime that we are compared with"),

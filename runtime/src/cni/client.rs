@@ -100,7 +100,8 @@ impl Client<'_> {
         input.insert("cniVersion".into(), json!(self.list.cni_version));
         input.insert("name".into(), json!(self.list.name));
         let asked = self.settings.iter().filter(|(name, _)| capabilities[name.as_str()] == true);
-        let settings: Map<_, _> = asked.map(|(name, value)| (name.clone(), value.clone())).collect();
+        let settings: Map<_, _> =
+            asked.map(|(name, value)| (name.clone(), value.clone())).collect();
         if !settings.is_empty() {
             input.insert("runtimeConfig".into(), Value::Object(settings));
         }

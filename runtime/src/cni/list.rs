@@ -96,7 +96,10 @@ mod tests {
     fn a_list_keeps_what_it_does_not_know() {
         let text = r#"{"cniVersion":"0.4.0","name":"a","plugins":[{"type":"x","y":[1]}],"z":{}}"#;
         let list = read(text).unwrap();
-        assert_eq!((list.plugins[0]["y"][0].as_u64(), list.other["z"].is_object()), (Some(1), true));
+        assert_eq!(
+            (list.plugins[0]["y"][0].as_u64(), list.other["z"].is_object()),
+            (Some(1), true)
+        );
         assert_eq!(serde_json::from_str::<Value>(text).unwrap(), serde_json::json!(list));
     }
 
@@ -104,7 +107,10 @@ mod tests {
     fn what_is_wrong_is_told() {
         for (text, words) in [
             ("{", "EOF"),
-            (r#"{"cniVersion":"0.2.0","name":"a","plugins":[{"type":"x"}]}"#, "cniVersion \"0.2.0\""),
+            (
+                r#"{"cniVersion":"0.2.0","name":"a","plugins":[{"type":"x"}]}"#,
+                "cniVersion \"0.2.0\"",
+            ),
             (r#"{"cniVersion":"1.0.0","name":"../a","plugins":[{"type":"x"}]}"#, "no name"),
             (r#"{"cniVersion":"1.0.0","name":"a","plugins":[]}"#, "1 to 32"),
             (r#"{"cniVersion":"1.0.0","name":"a","plugins":[{"type":"../x"}]}"#, "no type"),

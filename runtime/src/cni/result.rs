@@ -80,7 +80,10 @@ mod tests {
         assert_eq!(result.on_host().count(), 2);
         assert_eq!(result.inside().unwrap().name, "eth0");
         let addresses: Vec<_> = result.addresses().collect();
-        assert_eq!(addresses, [("10.0.0.2".parse().unwrap(), 24), ("fd00::2".parse().unwrap(), 64)]);
+        assert_eq!(
+            addresses,
+            [("10.0.0.2".parse().unwrap(), 24), ("fd00::2".parse().unwrap(), 64)]
+        );
         assert_eq!(result.gateways().count(), 1);
     }
 }

@@ -17,6 +17,7 @@ use super::place::{SupervisorLock, VerbLock};
 use super::state::Machine;
 use super::{Container, ContainerError, State, chain};
 use crate::agent::AgentError;
+use crate::networks::{self, Attached, Joining};
 use crate::sandbox::assets::Assets;
 use crate::sandbox::ids::Both;
 use crate::sandbox::{

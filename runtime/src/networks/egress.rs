@@ -195,7 +195,10 @@ mod tests {
         assert!(matches!(policy(&["none,public"]), Err(EgressError::NoneAndMore)));
         assert!(matches!(policy(&["none", "10.0.0.1"]), Err(EgressError::NoneAndMore)));
         assert!(matches!(policy(&["1.1.1.1,"]), Err(EgressError::Entry(_))));
-        assert!(matches!(policy(&["10.0.0.1,".repeat(300).trim_end_matches(',')]), Err(EgressError::TooMany)));
+        assert!(matches!(
+            policy(&["10.0.0.1,".repeat(300).trim_end_matches(',')]),
+            Err(EgressError::TooMany)
+        ));
     }
 
     #[test]
@@ -210,7 +213,9 @@ mod tests {
         assert_eq!(dns.to, Target::Name("dns.example".into()));
         assert_eq!(dns.port, Some((53, Protocol::Udp)));
         assert_eq!(entry("1.2.3.0/24:80").to, subnet("1.2.3.0/24"));
-        for bad in ["", "10.0.0", "10.0.0.0/40", "a b", "x:0", "x:80/sctp", "fd00::1:x", "a\"b", "a;b"] {
+        for bad in
+            ["", "10.0.0", "10.0.0.0/40", "a b", "x:0", "x:80/sctp", "fd00::1:x", "a\"b", "a;b"]
+        {
             assert!(bad.parse::<Entry>().is_err(), "{bad}");
         }
     }

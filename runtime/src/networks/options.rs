@@ -246,7 +246,8 @@ mod tests {
         let collides = |text: &str| one.collides(&text.parse().unwrap());
         assert!(collides("80:2") && collides("127.0.0.1:80:2") && collides("0.0.0.0:80:2"));
         assert!(!collides("80:2/udp") && !collides("81:2") && !collides("10.0.0.1:80:2"));
-        let mapping = json!({"hostPort": 80, "containerPort": 1, "protocol": "tcp", "hostIP": "127.0.0.1"});
+        let mapping =
+            json!({"hostPort": 80, "containerPort": 1, "protocol": "tcp", "hostIP": "127.0.0.1"});
         assert_eq!(one.mapping(), mapping);
     }
 

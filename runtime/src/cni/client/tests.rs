@@ -77,9 +77,8 @@ fn results_are_chained_and_taken_back_in_reverse() {
             "first DEL c1  eth0",
         ]
     );
-    let input = |note: &str| -> Value {
-        serde_json::from_str(&note[note.find('{').unwrap()..]).unwrap()
-    };
+    let input =
+        |note: &str| -> Value { serde_json::from_str(&note[note.find('{').unwrap()..]).unwrap() };
     let (first, second) = (input(&notes[0]), input(&notes[1]));
     assert_eq!(first["prevResult"], Value::Null);
     assert_eq!((&first["name"], &first["cniVersion"]), (&json!("net"), &json!("1.0.0")));
