@@ -9,6 +9,8 @@
 //!    sandbox         streams (stdio between host descriptors and the guest)
 //!    (VMM process,     |
 //!     cgroup, uids)  agent (calls to the guest)
+//!      |
+//!    network (interfaces of a namespace, which a machine takes over)
 //! ```
 //!
 //! * [`sandbox`] owns everything on the host that a machine is made of, and
@@ -24,6 +26,7 @@ pub mod files;
 pub mod id;
 pub mod limits;
 pub mod log_file;
+pub mod network;
 pub mod oci;
 pub mod sandbox;
 pub mod signals;

@@ -186,7 +186,7 @@ async fn build(
         apparmor: false,
         boot_timeout: boot_timeout(),
     };
-    let mut sandbox = Sandbox::launch(&sandbox, &assets).await?;
+    let mut sandbox = Sandbox::launch(&sandbox, &assets, None).await?;
     let agent = sandbox.agent().clone();
     let create = config.create_call(attachment.stdio.announced());
     let started = async {
