@@ -4,6 +4,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
+use nix::sched::{CloneFlags, setns};
 use protocol::agent::{Call, ErrorKind, Process, Return};
 use serde_json::Value;
 
@@ -13,11 +14,13 @@ use super::plan::Update;
 use super::store::{Container, Live, Lock, Phase, Root, Status};
 use super::{OciError, hooks, settle};
 use crate::agent::{Agent, AgentError};
+use crate::container::chain;
 use crate::dirs;
 use crate::files::FileError;
 use crate::limits::host_cpus;
+use crate::network;
 use crate::sandbox::membership::Membership;
-use crate::sandbox::{cgroup, uids};
+use crate::sandbox::{LaunchError, cgroup, uids};
 use crate::sys::pidfd::PidFd;
 
 /// How long a killed monitor may take to end: the kernel frees a guest's memory.
@@ -54,6 +57,8 @@ fn require(
 pub fn start(container: &Container) -> Result<(), OciError> {
     let lock = container.lock()?;
     let phase = require(container, Some(&lock), "start", &[Live::Created])?;
+    // Some engines set up the network between `create` and this.
+    Membership::settle_network(&container.machine_dir())?;
     settle::begin(container, &lock, &phase)?;
     let id = container.id().to_owned();
     let answer = super::event_loop()?.block_on(async {
@@ -365,6 +370,7 @@ pub(super) fn remove_rest(container: &Container) {
     if container.record.plan.machine.is_some() {
         Membership::await_end(&container.machine_dir(), container.id());
     } else {
+        give_back_network(container);
         let machine = container.machine_cgroup();
         cgroup::purge(&machine);
         uids::purge(&uids_dir(), &machine.to_string_lossy());
@@ -378,6 +384,28 @@ pub(super) fn remove_rest(container: &Container) {
         plan.manager.remove(&plan.cgroup);
     }
     crate::sandbox::clean_overlay(&container.record.plan.rootfs, container.id());
+}
+
+/// Ends redirects of a network namespace that lives on, where the monitor was killed.
+fn give_back_network(container: &Container) {
+    // One that is a process's went with it.
+    let plan = &container.record.plan;
+    let Some(path) = plan.network.as_ref().filter(|path| !path.starts_with("/proc")) else {
+        return;
+    };
+    let Ok(namespace) = std::fs::File::open(path) else { return };
+    let clean = || -> Result<(), OciError> {
+        setns(namespace, CloneFlags::CLONE_NEWNET).map_err(|errno| OciError::Namespace {
+            what: format!("join the network namespace {}", path.display()),
+            source: errno.into(),
+        })?;
+        network::clean().map_err(|error| LaunchError::from(error).into())
+    };
+    // A thread of its own: this one stays where it is.
+    let cleaned = std::thread::scope(|scope| scope.spawn(clean).join());
+    if let Ok(Err(error)) = cleaned {
+        tracing::warn!("interfaces stay redirected: {}", chain(&error));
+    }
 }
 
 /// Where uid ranges of this host are locked.

@@ -34,11 +34,14 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use protocol::machine::{FdIndex, MachineConfig, Request, Share, ShareKind, Size, Timings};
+use protocol::machine::{
+    FdIndex, MAX_NETS, MAX_QUEUE_PAIRS, MachineConfig, Request, Share, ShareKind, Size, Timings,
+};
 use serde::{Deserialize, Serialize};
 
 use crate::agent::{Agent, AgentError, Greeting};
 use crate::limits::Shape;
+use crate::network::{Keeper, Machine, Network, NetworkError, Plug, Watch};
 
 use assets::OpenAssets;
 pub use cgroup::CgroupConfig;
@@ -135,6 +138,7 @@ pub struct LaunchTimings {
 #[derive(Debug)]
 pub struct Sandbox {
     members: Option<members::Members>,
+    network: Option<Watch>,
     // Dropped in this order: the process before what it uses.
     agent: Agent,
     vmm: VmmHandle,
@@ -155,15 +159,17 @@ pub fn boot_timeout() -> Duration {
 }
 
 impl Sandbox {
-    /// Starts a machine and waits for its agent.
+    /// Starts a machine and waits for its agent. Without a `network`, it has a loopback
+    /// interface; else it has the interfaces of that namespace, now and later.
     ///
     /// # Errors
     /// With the reason; nothing is left behind.
     pub async fn launch(
         config: &SandboxConfig,
         assets: &OpenAssets,
+        network: Option<Network>,
     ) -> Result<Sandbox, LaunchError> {
-        Self::launch_timed(config, assets, &mut LaunchTimings::default()).await
+        Self::launch_timed(config, assets, network, &mut LaunchTimings::default()).await
     }
 
     /// [`Sandbox::launch`] that tells how far it came, and when, if it fails as
@@ -174,11 +180,19 @@ impl Sandbox {
     pub async fn launch_timed(
         config: &SandboxConfig,
         assets: &OpenAssets,
+        network: Option<Network>,
         timings: &mut LaunchTimings,
     ) -> Result<Sandbox, LaunchError> {
         let begin = Instant::now();
         let micros = || begin.elapsed().as_micros() as u64;
         check_memory(config.shape)?;
+        let (network, plugs) = match network {
+            Some(network) => {
+                let (keeper, plugs, news) = network.take_over().await?;
+                (Some((keeper, news)), Some(plugs))
+            }
+            None => (None, None),
+        };
         let resources = Resources::acquire(config)?;
         let held = vmm::spawn(&assets.vmm, resources.cgroup.directory())?;
         *timings = LaunchTimings { spawned_us: micros(), ..LaunchTimings::default() };
@@ -190,7 +204,7 @@ impl Sandbox {
             }
         };
         let (vmm, mut events, console) = held.go()?;
-        let (machine, fds) = describe(config, assets, &resources, console, shares);
+        let (machine, fds) = describe(config, assets, &resources, console, shares, plugs);
         let boot = vmm.request(Request::Boot(Box::new(machine)), fds);
         timings.boot_sent_us = micros();
         let deadline = begin + config.boot_timeout;
@@ -214,9 +228,28 @@ impl Sandbox {
         timings.guest_uptime_us = greeting.hello.uptime_us;
         let timings = timings.clone();
         tokio::spawn(async move { while events.recv().await.is_some() {} });
+        let network = match network {
+            Some((keeper, news)) => {
+                let machine = Machine { agent: agent.clone(), vmm: vmm.requests() };
+                Some(introduce(keeper, machine, news).await?)
+            }
+            None => None,
+        };
         let (members, ids) = (None, config.ids.clone());
         let size = Size { memory_mib: config.shape.memory_mib, vcpus: config.shape.vcpus };
-        Ok(Sandbox { members, agent, vmm, resources, userns, ids, size, greeting, timings, begin })
+        Ok(Sandbox {
+            members,
+            network,
+            agent,
+            vmm,
+            resources,
+            userns,
+            ids,
+            size,
+            greeting,
+            timings,
+            begin,
+        })
     }
 
     /// The connection to the agent.
@@ -230,9 +263,9 @@ impl Sandbox {
     /// When the socket cannot be made.
     pub fn welcome(&mut self) -> std::io::Result<()> {
         let owner = (self.userns.try_clone()?, self.uid_base(), self.ids.clone());
-        let (agent, vmm) = (self.agent.clone(), self.vmm.requests());
-        self.members =
-            Some(members::Members::serve(self.directory(), agent, vmm, owner, self.size)?);
+        let ways =
+            (self.agent.clone(), self.vmm.requests(), self.network.as_ref().map(Watch::asks));
+        self.members = Some(members::Members::serve(self.directory(), ways, owner, self.size)?);
         Ok(())
     }
 
@@ -275,9 +308,21 @@ impl Sandbox {
         tokio::time::timeout(POST_MORTEM, self.vmm.ended()).await.ok()
     }
 
+    /// Waits until the guest has the network that its namespace has now: what was set up
+    /// there since the launch is looked at within a moment, but not at once.
+    ///
+    /// # Errors
+    /// When the machine or its guest does not take it.
+    pub async fn settle_network(&self) -> Result<(), NetworkError> {
+        match &self.network {
+            Some(network) => network.asks().settle().await,
+            None => Ok(()),
+        }
+    }
+
     /// Lets the guest sync and power off, and kills it if it takes longer than
     /// `limit`. Nothing is left afterwards.
-    pub async fn shutdown(self, limit: Duration) {
+    pub async fn shutdown(mut self, limit: Duration) {
         let agent = self.agent.clone().with_timeout(limit);
         let off = async {
             // There is no answer to it: only the machine's end tells.
@@ -289,7 +334,21 @@ impl Sandbox {
             _ = self.vmm.ended() => {}
             () = tokio::time::sleep(limit) => {}
         }
+        if let Some(network) = self.network.take() {
+            network.end().await;
+        }
     }
+}
+
+/// Tells the guest of its network, and watches that.
+async fn introduce(
+    mut keeper: Keeper,
+    machine: Machine,
+    news: OwnedFd,
+) -> Result<Watch, LaunchError> {
+    keeper.settle(&machine).await?;
+    let failed = |source| LaunchError::Namespace { what: "watch the network", source };
+    Watch::begin(keeper, machine, news).map_err(failed)
 }
 
 /// Maps the ids of the held process and makes its mounts.
@@ -308,8 +367,8 @@ fn prepare(
     process.map_ids(&uid_map, &gid_map).map_err(failed("map the ids"))?;
     process.raise_descriptors().map_err(failed("raise the limit of descriptors"))?;
     let userns = process.user_namespace().map_err(failed("open the user namespace"))?;
-    // Besides the shares: kvm, kernel, initrd, console, vsock listener.
-    let limit = protocol::machine::MAX_FDS - 5;
+    // Besides the shares: kvm, kernel, initrd, console, vsock listener, and taps.
+    let limit = protocol::machine::MAX_FDS - 5 - MAX_NETS * usize::from(MAX_QUEUE_PAIRS);
     if shares.len() > limit {
         return Err(LaunchError::TooManyShares { count: shares.len(), limit });
     }
@@ -327,6 +386,7 @@ fn describe(
     resources: &Resources,
     console: OwnedFd,
     shares: Vec<(Share, OwnedFd)>,
+    plugs: Option<Vec<Plug>>,
 ) -> (MachineConfig, Vec<OwnedFd>) {
     let mut fds: Vec<OwnedFd> = Vec::new();
     let mut add = |fd: OwnedFd| {
@@ -367,6 +427,11 @@ fn describe(
     for (mut share, mount) in shares {
         share.mount = add(mount);
         machine.shares.push(share);
+    }
+    if let Some(plugs) = plugs {
+        // Later ones are to have room as well.
+        machine.net_slots = (MAX_NETS - plugs.len()) as u8;
+        machine.nets = plugs.into_iter().map(|plug| plug.with(&mut add)).collect();
     }
     (machine, fds)
 }

@@ -50,7 +50,7 @@ pub fn boot(options: &Options) -> Result<f64> {
     let assets = Assets::find()?.open()?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let error = runtime.block_on(async {
-        match Sandbox::launch_timed(&config, &assets, &mut timings).await {
+        match Sandbox::launch_timed(&config, &assets, None, &mut timings).await {
             Ok(sandbox) => {
                 sandbox.shutdown(Duration::from_secs(10)).await;
                 None
