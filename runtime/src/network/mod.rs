@@ -30,6 +30,7 @@ use crate::agent::AgentError;
 use crate::sandbox::vmm::ControlError;
 use crate::sys::tun;
 use netlink::Netlink;
+use netlink_packet_route::link::LinkMessage;
 use view::View;
 
 pub(crate) use keeper::{Keeper, Machine, Plug};
@@ -227,6 +228,16 @@ pub fn clean() -> Result<(), NetworkError> {
         tap::untie(&mut netlink, *index).map_err(failed)?;
     }
     Ok(())
+}
+
+/// Removes the interface with this number from the network namespace that this thread is in.
+///
+/// # Errors
+/// The kernel's.
+pub(crate) fn remove_link(index: u32) -> Result<(), Errno> {
+    let mut message = LinkMessage::default();
+    message.header.index = index;
+    Netlink::open()?.change(libc::RTM_DELLINK, 0, &message)
 }
 
 /// Numbers of interfaces.

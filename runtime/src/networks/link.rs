@@ -3,10 +3,6 @@
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::path::Path;
 
-use nix::sys::socket::{
-    AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, send, socket,
-};
-
 use super::NetworkError;
 use super::cidr::Cidr;
 
@@ -28,37 +24,14 @@ pub(super) fn mac(name: &str) -> Option<String> {
     Some(text.trim().to_owned())
 }
 
-/// Removes an interface: RTM_DELLINK of rtnetlink(7).
+/// Removes an interface.
 pub(super) fn remove(name: &str) -> Result<(), NetworkError> {
-    const LENGTH: u32 = 32;
-    const ERROR_AT: usize = 16;
     let failed =
         |source| NetworkError::System { what: format!("remove the interface {name}"), source };
     let path = Path::new(CLASS).join(name).join("ifindex");
     let index = std::fs::read_to_string(path).map_err(failed)?;
-    let index: u32 = index.trim().parse().map_err(|error| failed(std::io::Error::other(error)))?;
-    let mut message = Vec::new();
-    // struct nlmsghdr, then struct ifinfomsg.
-    message.extend(LENGTH.to_ne_bytes());
-    message.extend(libc::RTM_DELLINK.to_ne_bytes());
-    message.extend((libc::NLM_F_REQUEST as u16 | libc::NLM_F_ACK as u16).to_ne_bytes());
-    message.extend([0; 12]);
-    message.extend(index.to_ne_bytes());
-    message.extend([0; 8]);
-    let ask = || -> nix::Result<i32> {
-        let (kind, route) = (SockType::Raw, SockProtocol::NetlinkRoute);
-        let socket = socket(AddressFamily::Netlink, kind, SockFlag::SOCK_CLOEXEC, route)?;
-        let fd = std::os::fd::AsRawFd::as_raw_fd(&socket);
-        send(fd, &message, MsgFlags::empty())?;
-        let mut answer = [0u8; 1024];
-        let length = recv(fd, &mut answer, MsgFlags::empty())?;
-        let error = answer[..length].get(ERROR_AT..).and_then(|rest| rest.first_chunk());
-        Ok(error.copied().map_or(-libc::EPROTO, i32::from_ne_bytes))
-    };
-    match ask().map_err(|errno| failed(errno.into()))? {
-        0 => Ok(()),
-        error => Err(failed(std::io::Error::from_raw_os_error(-error))),
-    }
+    let index = index.trim().parse().map_err(|error| failed(std::io::Error::other(error)))?;
+    crate::network::remove_link(index).map_err(|errno| failed(errno.into()))
 }
 
 /// Destinations that the host has routes to, but for the default ones.
