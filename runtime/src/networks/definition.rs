@@ -8,7 +8,7 @@ use serde_json::{Map, Value, json};
 
 use super::cidr::Cidr;
 use super::{NetworkError, link, rules};
-use crate::cni::{NetworkList, is_name};
+use crate::cni::{NetworkList, PluginPath, is_name};
 use crate::dirs::{self, Dirs};
 use crate::files::{self, FileError, write_json};
 
@@ -195,6 +195,16 @@ impl Networks {
     fn leases(&self) -> PathBuf {
         self.dirs.run.join("leases")
     }
+}
+
+/// Programs that our networks need and this host lacks.
+pub fn missing() -> Vec<&'static str> {
+    let path = PluginPath::from_env();
+    let plugins = ["bridge", "host-local", "portmap", "firewall"];
+    let plugins = plugins.into_iter().filter(|plugin| path.find(plugin).is_err());
+    plugins
+        .chain(["nft", "iptables"].into_iter().filter(|it| rules::program(it).is_none()))
+        .collect()
 }
 
 /// Lists of networks in a directory, by name.

@@ -26,7 +26,7 @@ mod rules;
 use std::path::PathBuf;
 
 pub use attach::{Attached, Joining, attach, detach, refused};
-pub use definition::{Created, DEFAULT, Known, Networks};
+pub use definition::{Created, DEFAULT, Known, Networks, missing};
 pub use files::{Paths, paths};
 pub use record::{Record, read as record};
 pub use rules::Refused;

@@ -16,6 +16,7 @@
 
 use std::fmt::Write;
 use std::net::{IpAddr, Ipv6Addr};
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
@@ -64,6 +65,13 @@ const NOT_PUBLIC4: &str = "{ 0.0.0.0/8, 10.0.0.0/8, 100.64.0.0/10, 127.0.0.0/8, 
     198.51.100.0/24, 203.0.113.0/24, 224.0.0.0/3 }";
 const PUBLIC6: &str = "2000::/3";
 const NOT_PUBLIC6: &str = "{ 2001::/23, 2001:db8::/32, 2002::/16, 3fff::/20 }";
+
+/// What every kernel sends to routers and switches unasked: refused, and not worth a count.
+const HABITS: [&str; 2] = [
+    "icmpv6 type { mld-listener-report, mld-listener-done, mld2-listener-report, \
+     nd-router-solicit } drop",
+    "ip protocol igmp drop",
+];
 
 /// A container's part.
 #[derive(Debug, Clone, Default)]
@@ -205,7 +213,7 @@ fn text(guest: &Guest) -> String {
 
 /// New connections that go through the host or to it.
 fn routed(guest: &Guest) -> Vec<String> {
-    let mut rules = Vec::new();
+    let mut rules: Vec<String> = HABITS.map(String::from).into();
     if guest.allow_host {
         rules.push("fib daddr type != unicast accept".into());
         rules.push("ip6 daddr { fe80::/10, ff00::/8 } accept".into());
@@ -248,6 +256,7 @@ fn bridged(guest: &Guest) -> Vec<String> {
     let Some(policy) = &guest.policy else { return rules };
     rules.push("meta protocol arp accept".into());
     rules.push("icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert } accept".into());
+    rules.extend(HABITS.map(String::from));
     // To the host: judged where it is routed.
     rules.extend(guest.bridges.iter().map(|mac| format!("ether daddr {mac} accept")));
     let near = |allowed: &&Allowed| guest.subnets.iter().any(|subnet| subnet.overlaps(allowed.to));
@@ -310,9 +319,8 @@ pub(super) fn link_local(mac: &str) -> Option<IpAddr> {
 fn nft(arguments: &[&str], input: &str) -> Result<Vec<u8>, NetworkError> {
     use std::io::{Read, Seek};
     let failed = |error: std::io::Error| NetworkError::Rules(error.to_string());
-    let program = ["/usr/sbin/nft", "/sbin/nft", "/usr/bin/nft", "/usr/local/sbin/nft"];
-    let program = program.into_iter().find(|path| std::path::Path::new(path).exists());
-    let program = program.ok_or_else(|| NetworkError::Rules("there is no such program".into()))?;
+    let program =
+        program("nft").ok_or_else(|| NetworkError::Rules("there is no such program".into()))?;
     let mut command = Command::new(program);
     if arguments.is_empty() {
         command.args(["-f", "-"])
@@ -330,6 +338,12 @@ fn nft(arguments: &[&str], input: &str) -> Result<Vec<u8>, NetworkError> {
     let _ = said.rewind();
     let _ = said.take(MAX_WORDS).read_to_string(&mut words);
     Err(NetworkError::Rules(format!("{} ({})", words.trim(), ended.status)))
+}
+
+/// A program of the host's administrator, also where PATH is a user's.
+pub(super) fn program(name: &str) -> Option<PathBuf> {
+    let directories = ["/usr/sbin", "/sbin", "/usr/bin", "/usr/local/sbin"];
+    directories.into_iter().map(|dir| Path::new(dir).join(name)).find(|path| path.exists())
 }
 
 fn anonymous_file() -> std::io::Result<std::fs::File> {
@@ -373,7 +387,7 @@ mod tests {
         assert!(at(&rules, "10.87.0.0/24 accept") < at(&rules, "@networks4"));
         assert!(rules.iter().all(|rule| !rule.contains("\"egress\"")));
         let open = routed(&Guest { allow_host: true, ..guest(&subnets, None) });
-        assert_eq!(at(&open, "fib daddr type != unicast accept"), 0);
+        assert_eq!(at(&open, "fib daddr type != unicast accept"), HABITS.len());
         assert!(open.iter().all(|rule| !rule.contains("metadata")));
         let internal = routed(&Guest { internal: true, ..guest(&subnets, None) });
         assert_eq!(internal.last().unwrap(), "counter drop comment \"egress\"");
@@ -400,7 +414,7 @@ mod tests {
         at(&routed(&guest), "192.168.0.1/32 meta l4proto { tcp, udp } th dport 53 accept");
         assert!(bridged(&guest).iter().all(|rule| !rule.contains("192.168.1.0/24")));
         // The host comes first, whatever a policy says.
-        assert_eq!(at(&routed(&guest), "\"host\""), 0);
+        assert_eq!(at(&routed(&guest), "\"host\""), HABITS.len());
     }
 
     #[test]
