@@ -9,6 +9,7 @@ use bulkhead_tests::program::{eventually, feed, run};
 use bulkhead_tests::turn::shared;
 use bulkhead_tests::{Finished, script};
 
+mod networks;
 mod users;
 
 pub const IMAGE: &str = "small";
@@ -207,7 +208,13 @@ struct Docker {
 }
 
 impl Docker {
+    /// One that makes no networks.
     fn new() -> Docker {
+        Docker::with(&["--iptables=false"])
+    }
+
+    /// One with further options of dockerd.
+    fn with(options: &[&str]) -> Docker {
         let place = place("/var/lib/docker");
         let run = tempfile::tempdir_in("/run").expect("a directory");
         let mut docker = Docker { place, run, daemons: Vec::new() };
@@ -222,7 +229,7 @@ impl Docker {
         let mut dockerd = Command::new("dockerd");
         dockerd.arg("--containerd").arg(&socket).arg("--data-root").arg(at("data"));
         dockerd.arg("--exec-root").arg(in_run("docker")).arg("--pidfile").arg(in_run("docker.pid"));
-        dockerd.arg("-H").arg(docker.host()).args(["--bridge", "none", "--iptables=false"]);
+        dockerd.arg("-H").arg(docker.host()).args(["--bridge", "none"]).args(options);
         dockerd.arg("--add-runtime").arg(format!("bulkhead={}", runtime()));
         dockerd.stdout(log("dockerd.log")).stderr(log("dockerd.err"));
         docker.daemons.push(containerd.spawn().expect("containerd is installed"));
@@ -247,6 +254,15 @@ impl Docker {
     #[track_caller]
     fn run(&self, words: &[&str]) -> Finished {
         run(self.command(words))
+    }
+
+    /// ctr of its containerd.
+    #[track_caller]
+    fn ctr(&self, words: &[&str]) -> Finished {
+        let mut command = Command::new("ctr");
+        command.arg("-a").arg(self.run.path().join("containerd.sock")).args(["-n", "e2e"]);
+        command.args(words);
+        run(command)
     }
 }
 
@@ -291,12 +307,7 @@ fn docker_and_ctr_run_and_exec() {
 
     let saved = docker.place.path().join("saved.tar");
     docker.run(&["save", IMAGE, "-o", saved.to_str().unwrap()]).ok();
-    let ctr = |words: &[&str]| {
-        let mut command = Command::new("ctr");
-        command.arg("-a").arg(docker.run.path().join("containerd.sock")).args(["-n", "e2e"]);
-        command.args(words);
-        run(command)
-    };
+    let ctr = |words: &[&str]| docker.ctr(words);
     ctr(&["images", "import", saved.to_str().unwrap()]).ok();
     let name = ctr(&["images", "ls", "-q"]).ok();
     let binary = runtime();
