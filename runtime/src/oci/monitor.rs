@@ -18,7 +18,7 @@ use super::store::{Container, Ended, MonitorLock, Root};
 use super::{OciError, apparmor, console, view};
 use crate::agent::{Agent, AgentError};
 use crate::container::chain;
-use crate::network::Network;
+use crate::network::{self, Network};
 use crate::sandbox::assets::{Assets, OpenAssets};
 use crate::sandbox::membership::Membership;
 use crate::sandbox::{

@@ -37,11 +37,13 @@ use std::time::{Duration, Instant};
 use protocol::machine::{
     FdIndex, MAX_NETS, MAX_QUEUE_PAIRS, MachineConfig, Request, Share, ShareKind, Size, Timings,
 };
+use protocol::vsock::RESOLVER_PORT;
 use serde::{Deserialize, Serialize};
+use tokio::sync::mpsc;
 
 use crate::agent::{Agent, AgentError, Greeting};
 use crate::limits::Shape;
-use crate::network::{Keeper, Machine, Network, NetworkError, Plug, Watch};
+use crate::network::{Keeper, Machine, Network, NetworkError, Plug, Resolver, Watch};
 
 use assets::OpenAssets;
 pub use cgroup::CgroupConfig;
@@ -186,6 +188,7 @@ impl Sandbox {
         let begin = Instant::now();
         let micros = || begin.elapsed().as_micros() as u64;
         check_memory(config.shape)?;
+        let resolver = network.as_ref().and_then(Network::resolver);
         let (network, plugs) = match network {
             Some(network) => {
                 let (keeper, plugs, news) = network.take_over().await?;
@@ -227,7 +230,7 @@ impl Sandbox {
         timings.agent_us = micros();
         timings.guest_uptime_us = greeting.hello.uptime_us;
         let timings = timings.clone();
-        tokio::spawn(async move { while events.recv().await.is_some() {} });
+        tokio::spawn(answer_guest(events, resolver));
         let network = match network {
             Some((keeper, news)) => {
                 let machine = Machine { agent: agent.clone(), vmm: vmm.requests() };
@@ -340,6 +343,19 @@ impl Sandbox {
     }
 }
 
+/// Serves the guest's connections to the host.
+async fn answer_guest(mut events: mpsc::Receiver<VmmEvent>, resolver: Option<Resolver>) {
+    while let Some(event) = events.recv().await {
+        match (event, &resolver) {
+            (VmmEvent::GuestConnect { port: RESOLVER_PORT, stream }, Some(resolver)) => {
+                resolver.serve(stream);
+            }
+            // There is nobody at other ports: the guest sees a closed stream.
+            (VmmEvent::GuestConnect { .. } | VmmEvent::Running(_), _) => {}
+        }
+    }
+}
+
 /// Tells the guest of its network, and watches that.
 async fn introduce(
     mut keeper: Keeper,
@@ -439,7 +455,7 @@ fn describe(
 /// Waits for the agent's hello on the connection that the guest makes.
 async fn first_contact(
     boot: vmm::Pending,
-    events: &mut tokio::sync::mpsc::Receiver<VmmEvent>,
+    events: &mut mpsc::Receiver<VmmEvent>,
     timings: &mut LaunchTimings,
     begin: Instant,
 ) -> Result<(Agent, Greeting), LaunchError> {
