@@ -184,11 +184,12 @@ fn buildah_builds_in_stages() {
     let context = podman.place.path().join("context");
     std::fs::create_dir(&context).unwrap();
     let file = format!(
-        "FROM {IMAGE} AS one\nRUN echo built > /built && uname -r > /kernel\n\
+        "FROM {IMAGE} AS one\nRUN echo built > /built && uname -r > /kernel && ip addr show eth0\n\
          FROM {IMAGE}\nCOPY --from=one /built /kernel /\nRUN cat /built /kernel && id -u\n"
     );
     std::fs::write(context.join("Dockerfile"), file).unwrap();
-    let mut build = podman.command("buildah", &["bud", "--isolation", "oci", "--network", "none"]);
+    // With a network, which buildah sets up between `create` and `start`.
+    let mut build = podman.command("buildah", &["bud", "--isolation", "oci"]);
     build.args(["--cgroup-manager", "cgroupfs", "--runtime", &podman.runtime, "-t", "result"]);
     let text = run({
         build.arg(&context);
@@ -208,13 +209,8 @@ struct Docker {
 }
 
 impl Docker {
-    /// One that makes no networks.
+    /// One that has no network until one is made.
     fn new() -> Docker {
-        Docker::with(&["--iptables=false"])
-    }
-
-    /// One with further options of dockerd.
-    fn with(options: &[&str]) -> Docker {
         let place = place("/var/lib/docker");
         let run = tempfile::tempdir_in("/run").expect("a directory");
         let mut docker = Docker { place, run, daemons: Vec::new() };
@@ -229,7 +225,7 @@ impl Docker {
         let mut dockerd = Command::new("dockerd");
         dockerd.arg("--containerd").arg(&socket).arg("--data-root").arg(at("data"));
         dockerd.arg("--exec-root").arg(in_run("docker")).arg("--pidfile").arg(in_run("docker.pid"));
-        dockerd.arg("-H").arg(docker.host()).args(["--bridge", "none"]).args(options);
+        dockerd.arg("-H").arg(docker.host()).args(["--bridge", "none"]);
         dockerd.arg("--add-runtime").arg(format!("bulkhead={}", runtime()));
         dockerd.stdout(log("dockerd.log")).stderr(log("dockerd.err"));
         docker.daemons.push(containerd.spawn().expect("containerd is installed"));
@@ -304,6 +300,7 @@ fn docker_and_ctr_run_and_exec() {
     let status = docker.run(&["inspect", "web", "--format", "{{.State.ExitCode}}"]).ok();
     assert_eq!(status, "137");
     docker.run(&["rm", "web"]).ok();
+    networks::docker_networks(&docker);
 
     let saved = docker.place.path().join("saved.tar");
     docker.run(&["save", IMAGE, "-o", saved.to_str().unwrap()]).ok();
@@ -314,4 +311,5 @@ fn docker_and_ctr_run_and_exec() {
     let words =
         ["run", "--rm", "--runc-binary", &binary, &name, "c1", "sh", "-c", "uname -r; exit 8"];
     assert!(ctr(&words).expect(8).text().contains("bulkhead"));
+    networks::ctr_runs_with_cni(&docker, &name);
 }
