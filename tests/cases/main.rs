@@ -11,6 +11,7 @@ mod jail;
 mod layers;
 mod leaks;
 mod lifecycle;
+mod network;
 mod oci;
 mod registry;
 mod run;

@@ -1,6 +1,7 @@
 //! The interfaces that a machine has, made to be those of its namespace.
 
 use std::os::fd::OwnedFd;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use protocol::agent::Call;
@@ -10,6 +11,7 @@ use protocol::machine::{
 use protocol::network::{Link, Network as Told};
 
 use super::netlink::Netlink;
+use super::resolver::named_in;
 use super::view::{Interface, View, ip_of};
 use super::{Indexes, Network, NetworkError, Policy, Queues, tap};
 use crate::agent::Agent;
@@ -58,6 +60,7 @@ pub(crate) struct Keeper {
     netlink: Netlink,
     queues: Queues,
     policy: Policy,
+    resolv_conf: Option<PathBuf>,
     taken: Vec<Taken>,
     /// What the guest has.
     told: Option<Told>,
@@ -77,8 +80,9 @@ impl Network {
     /// Makes taps for all interfaces that are there. Beside the keeper: the interfaces for
     /// the boot, and what tells of changes.
     pub(crate) async fn take_over(self) -> Result<(Keeper, Vec<Plug>, OwnedFd), NetworkError> {
-        let Network { netlink, news, queues, policy } = self;
-        let mut keeper = Keeper { netlink, queues, policy, taken: Vec::new(), told: None };
+        let Network { netlink, news, queues, policy, resolv_conf } = self;
+        let taken = Vec::new();
+        let mut keeper = Keeper { netlink, queues, policy, resolv_conf, taken, told: None };
         let view = keeper.unoccupied().await?;
         if view.interfaces.len() > MAX_NETS {
             return Err(NetworkError::TooMany { count: view.interfaces.len() });
@@ -256,6 +260,7 @@ impl Keeper {
             addresses: view.addresses.iter().map(|(_, item)| item.clone()).collect(),
             routes: view.routes.clone(),
             neighbours: view.neighbours.clone(),
+            resolver: self.resolv_conf.as_deref().and_then(named_in),
         };
         let nothing = self.told.is_none() && network == Told::default();
         if nothing || self.told.as_ref() == Some(&network) {

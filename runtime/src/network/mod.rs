@@ -16,12 +16,14 @@
 
 mod keeper;
 mod netlink;
+mod resolver;
 mod tap;
 mod view;
 mod watch;
 
 use std::collections::HashSet;
 use std::os::fd::OwnedFd;
+use std::path::PathBuf;
 
 use nix::errno::Errno;
 use protocol::machine::{MAX_NETS, MAX_QUEUE_PAIRS, RateLimits};
@@ -34,6 +36,7 @@ use netlink_packet_route::link::LinkMessage;
 use view::View;
 
 pub(crate) use keeper::{Keeper, Machine, Plug};
+pub(crate) use resolver::Resolver;
 pub(crate) use watch::{Asks, Watch};
 
 /// What names of our taps begin with; the interface's number follows.
@@ -168,6 +171,7 @@ pub struct Network {
     news: OwnedFd,
     queues: Queues,
     policy: Policy,
+    resolv_conf: Option<PathBuf>,
 }
 
 impl Network {
@@ -185,7 +189,19 @@ impl Network {
             news: netlink::news().map_err(NetworkError::Socket)?,
             queues: Queues::open(vcpus.clamp(1, MAX_QUEUE_PAIRS))?,
             policy,
+            resolv_conf: None,
         })
+    }
+
+    /// Where that file of the container is, if an engine made it: a loopback address in it is
+    /// one of the namespace, at which the engine's resolver answers.
+    pub fn with_resolv_conf(self, path: Option<PathBuf>) -> Network {
+        Network { resolv_conf: path, ..self }
+    }
+
+    /// What answers the guest's questions to that resolver.
+    pub(crate) fn resolver(&self) -> Option<Resolver> {
+        self.resolv_conf.as_deref().map(Resolver::new)
     }
 }
 

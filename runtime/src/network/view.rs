@@ -247,7 +247,7 @@ fn route(message: &[u8], ours: &HashSet<u32>) -> Option<(bool, Item)> {
     header[8..].copy_from_slice(&(flags & ROUTE_FLAGS).to_ne_bytes());
     let mut item = header.to_vec();
     keep(&mut item, rest, &ROUTE_ATTRIBUTES);
-    let mut by_gateway = item.get(ROUTE..).is_some_and(|rest| goes_by_gateway(rest));
+    let mut by_gateway = item.get(ROUTE..).is_some_and(goes_by_gateway);
     if !refuses {
         match (attribute(rest, libc::RTA_OIF), attribute(rest, libc::RTA_MULTIPATH)) {
             (_, Some(hops)) => {
@@ -317,3 +317,6 @@ pub(super) fn ip_of(address: &Item) -> Option<std::net::IpAddr> {
         _ => Some(<[u8; 16]>::try_from(own).ok()?.into()),
     }
 }
+
+#[cfg(test)]
+mod tests;

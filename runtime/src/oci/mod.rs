@@ -32,6 +32,7 @@ mod growth;
 pub mod handshake;
 pub mod hooks;
 pub mod monitor;
+mod network;
 pub mod plan;
 pub mod preserved;
 mod settle;

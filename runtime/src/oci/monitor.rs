@@ -1,21 +1,18 @@
 //! The process that stands for a container on the host: the supervisor of its
 //! machine, the end of its stdio, and the one that engines wait for.
 
-use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
 
-use nix::sched::{CloneFlags, setns, unshare};
 use protocol::agent::{Call, Event, Exit, ProcessId, Return};
 use protocol::apparmor::Policy;
 
 use super::create::Inherited;
 use super::handshake::{Built, Channel, Word};
-use super::plan::Plan;
 use super::store::{Container, Ended, MonitorLock, Root};
-use super::{OciError, apparmor, console, view};
+use super::{OciError, apparmor, console, network, view};
 use crate::agent::{Agent, AgentError};
 use crate::container::chain;
 use crate::network::Network;
@@ -163,13 +160,7 @@ fn open(container: &Container, console: Option<UnixStream>) -> Result<Opened, Oc
         }
     };
     let plan = &container.record.plan;
-    enter_network(plan)?;
-    let network = match plan.machine {
-        Some(_) => None,
-        None => {
-            Some(Network::open(plan.shape.vcpus, Default::default()).map_err(LaunchError::from)?)
-        }
-    };
+    let network = network::enter(plan)?;
     let apparmor = apparmor::policies(plan.apparmor_profile())?;
     Ok(Opened { stdio: stdio(console)?, assets, network, apparmor })
 }
@@ -179,23 +170,6 @@ pub(super) fn lead_session() {
     // EPERM: it leads one already.
     let _ = nix::unistd::setsid();
     let _ = nix::sys::prctl::set_name(c"bulkhead");
-}
-
-/// Takes this process into the container's network namespace, which is a new one unless it
-/// has a path.
-fn enter_network(plan: &Plan) -> Result<(), OciError> {
-    let Some(path) = &plan.network else {
-        return unshare(CloneFlags::CLONE_NEWNET).map_err(|errno| OciError::Namespace {
-            what: "make a network namespace".into(),
-            source: errno.into(),
-        });
-    };
-    let failed = |source| OciError::Namespace {
-        what: format!("join the network namespace {}", path.display()),
-        source,
-    };
-    let namespace = File::open(path).map_err(failed)?;
-    setns(namespace, CloneFlags::CLONE_NEWNET).map_err(|errno| failed(errno.into()))
 }
 
 /// Makes this process the container's.

@@ -4,7 +4,6 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
-use nix::sched::{CloneFlags, setns};
 use protocol::agent::{Call, ErrorKind, Process, Return};
 use serde_json::Value;
 
@@ -12,15 +11,13 @@ use super::create::{start_of, state_json};
 use super::monitor::process;
 use super::plan::Update;
 use super::store::{Container, Live, Lock, Phase, Root, Status};
-use super::{OciError, hooks, settle};
+use super::{OciError, hooks, network, settle};
 use crate::agent::{Agent, AgentError};
-use crate::container::chain;
 use crate::dirs;
 use crate::files::FileError;
 use crate::limits::host_cpus;
-use crate::network;
 use crate::sandbox::membership::Membership;
-use crate::sandbox::{LaunchError, cgroup, uids};
+use crate::sandbox::{cgroup, uids};
 use crate::sys::pidfd::PidFd;
 
 /// How long a killed monitor may take to end: the kernel frees a guest's memory.
@@ -370,7 +367,7 @@ pub(super) fn remove_rest(container: &Container) {
     if container.record.plan.machine.is_some() {
         Membership::await_end(&container.machine_dir(), container.id());
     } else {
-        give_back_network(container);
+        network::give_back(&container.record.plan);
         let machine = container.machine_cgroup();
         cgroup::purge(&machine);
         uids::purge(&uids_dir(), &machine.to_string_lossy());
@@ -384,28 +381,6 @@ pub(super) fn remove_rest(container: &Container) {
         plan.manager.remove(&plan.cgroup);
     }
     crate::sandbox::clean_overlay(&container.record.plan.rootfs, container.id());
-}
-
-/// Ends redirects of a network namespace that lives on, where the monitor was killed.
-fn give_back_network(container: &Container) {
-    // One that is a process's went with it.
-    let plan = &container.record.plan;
-    let Some(path) = plan.network.as_ref().filter(|path| !path.starts_with("/proc")) else {
-        return;
-    };
-    let Ok(namespace) = std::fs::File::open(path) else { return };
-    let clean = || -> Result<(), OciError> {
-        setns(namespace, CloneFlags::CLONE_NEWNET).map_err(|errno| OciError::Namespace {
-            what: format!("join the network namespace {}", path.display()),
-            source: errno.into(),
-        })?;
-        network::clean().map_err(|error| LaunchError::from(error).into())
-    };
-    // A thread of its own: this one stays where it is.
-    let cleaned = std::thread::scope(|scope| scope.spawn(clean).join());
-    if let Ok(Err(error)) = cleaned {
-        tracing::warn!("interfaces stay redirected: {}", chain(&error));
-    }
 }
 
 /// Where uid ranges of this host are locked.
