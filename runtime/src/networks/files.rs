@@ -105,7 +105,7 @@ fn hosts(options: &Networking, who: &Identity) -> String {
     );
     for address in who.addresses {
         let name = if who.name == who.hostname { "" } else { who.name };
-        text.push_str(&format!("{address}\t{} {name}", who.hostname).trim_end());
+        text.push_str(format!("{address}\t{} {name}", who.hostname).trim_end());
         text.push('\n');
     }
     for host in &options.hosts {
