@@ -10,6 +10,7 @@ use bulkhead_tests::netns::{Bridge, Namespace};
 use bulkhead_tests::oci::digest;
 use bulkhead_tests::program::eventually;
 use bulkhead_tests::turn::shared;
+use nix::sched::{CloneFlags, setns};
 use serde_json::json;
 
 /// Bytes that are sent each way.
@@ -156,15 +157,16 @@ fn a_machine_has_the_network_of_its_namespace() {
     namespace.ip("link set eth0 mtu 1280");
     namespace.ip("addr add 10.93.0.5/24 dev eth0");
     namespace.ip("route del blackhole 10.98.0.0/16");
-    bridge.plug(&namespace, "second.0", 1500, 77);
-    let second = bridge.ip4(77);
+    let elsewhere = Bridge::new(1500);
+    elsewhere.plug(&namespace, "second.0", 1500, 77);
+    let second = elsewhere.ip4(77);
     eventually("the second interface", || {
         let now = exec(&machine, "ip addr; ip route");
         let there = ["mtu 1280", "10.93.0.5/24", "second.0", &second];
         there.iter().all(|part| now.contains(part)) && !now.contains("blackhole")
     });
     assert_eq!(send(&second, 5000, b"to the second"), b"to the second");
-    exec(&machine, &format!("ping -c 1 -W 9 -s 5000 {}", hosts.0));
+    exec(&machine, &format!("ping -c 1 -W 9 -s 1200 {}", hosts.0));
     namespace.ip("link del second.0");
     eventually("its end", || !exec(&machine, "ip link").contains("second.0"));
     assert_eq!(send(&ip4, 5000, b"to the first"), b"to the first");
@@ -211,6 +213,53 @@ fn machines_on_a_bridge_reach_each_other() {
     third.config.as_object_mut().expect("an object").remove("hostname");
     let told = third.run().ok();
     assert!(told.contains(&bridge.ip4(spaces[0].last)) && told.ends_with("of one"), "{told}");
+}
+
+/// As docker has it: a resolver at a loopback address of the namespace.
+#[test]
+fn a_resolver_of_the_namespace_answers_in_the_guest() {
+    let _turn = shared();
+    let bridge = Bridge::new(1500);
+    let namespace = bridge.namespace(1500);
+    let mut machine = bundle(&namespace, "nslookup friend 127.0.0.11; nslookup friend; wait");
+    let file = machine.file("resolv.conf");
+    std::fs::write(&file, "nameserver 127.0.0.11\noptions ndots:0\n").expect("a disk");
+    let mount = json!({
+        "destination": "/etc/resolv.conf", "type": "bind", "source": file, "options": ["rbind"],
+    });
+    machine.config["mounts"].as_array_mut().expect("mounts").push(mount);
+    let path = namespace.path();
+    let server = std::thread::spawn(move || {
+        let namespace = std::fs::File::open(path).expect("it is there");
+        setns(namespace, CloneFlags::CLONE_NEWNET).expect("a thread's own");
+        let socket = UdpSocket::bind("127.0.0.11:53").expect("nobody else has it");
+        socket.set_read_timeout(Some(Duration::from_secs(60))).expect("a timeout");
+        let mut question = [0; 512];
+        // Of whoever asks for the IPv4 address; the other one is not there.
+        let mut answered = 0;
+        while answered < 2 {
+            let Ok((length, from)) = socket.recv_from(&mut question) else { break };
+            answered += usize::from(question[length - 3] == 1);
+            socket.send_to(&resolve(&question[..length]), from).expect("its answer");
+        }
+        answered
+    });
+    let told = machine.run();
+    assert_eq!(server.join().expect("a thread"), 2, "{told:?}");
+    assert_eq!(told.text().matches("10.9.8.7").count(), 2, "{}", told.text());
+}
+
+/// The answer of DNS (RFC 1035, section 4.1) to a question: an IPv4 address, or nothing.
+fn resolve(question: &[u8]) -> Vec<u8> {
+    let mut answer = question.to_vec();
+    let found = question[question.len() - 3] == 1;
+    answer[2..4].copy_from_slice(&[0x81, 0x80]);
+    answer[7] = u8::from(found);
+    if found {
+        // The name of the question, type A, class IN, a minute, four bytes.
+        answer.extend([0xc0, 12, 0, 1, 0, 1, 0, 0, 0, 60, 0, 4, 10, 9, 8, 7]);
+    }
+    answer
 }
 
 #[test]

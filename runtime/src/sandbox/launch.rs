@@ -76,7 +76,7 @@ pub(super) fn describe(
     resources: &Resources,
     console: OwnedFd,
     shares: Vec<(Share, OwnedFd)>,
-    plugs: Option<Vec<Plug>>,
+    (plugs, resolver): (Option<Vec<Plug>>, bool),
 ) -> (MachineConfig, Vec<OwnedFd>) {
     let mut fds: Vec<OwnedFd> = Vec::new();
     let mut add = |fd: OwnedFd| {
@@ -104,6 +104,7 @@ pub(super) fn describe(
         net_slots: 0,
         balloon: true,
         apparmor: config.apparmor,
+        resolver,
     };
     for (slot, fd) in [
         (&mut machine.kvm, assets.kvm.as_fd()),

@@ -205,7 +205,8 @@ impl Sandbox {
             }
         };
         let (vmm, mut events, console) = held.go()?;
-        let (machine, fds) = describe(config, assets, &resources, console, shares, plugs);
+        let (machine, fds) =
+            describe(config, assets, &resources, console, shares, (plugs, resolver.is_some()));
         let boot = vmm.request(Request::Boot(Box::new(machine)), fds);
         timings.boot_sent_us = micros();
         let deadline = begin + config.boot_timeout;
