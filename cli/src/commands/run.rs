@@ -122,6 +122,8 @@ pub fn run(arguments: Arguments) -> anyhow::Result<u8> {
     if !arguments.detach {
         arguments.attach.check()?;
     }
+    // Before anything is pulled.
+    arguments.network.options()?;
     super::block_on(async {
         let store = image_store::open()?;
         let image = image_store::obtain(&store, &arguments.image, arguments.pull).await?;
