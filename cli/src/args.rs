@@ -3,8 +3,8 @@
 use clap::{Parser, Subcommand};
 
 use crate::commands::{
-    doctor, exec, images, import, inspect, kill, load, logs, monitor, ps, pull, rm, rmi, run,
-    start, stop,
+    doctor, exec, images, import, inspect, kill, load, logs, monitor, network, ps, pull, rm, rmi,
+    run, start, stop,
 };
 
 /// Runs each container in a virtual machine of its own.
@@ -37,6 +37,9 @@ pub enum Command {
     Rm(rm::Arguments),
     /// Show everything about containers or images, as JSON
     Inspect(inspect::Arguments),
+    /// Make, remove and show networks
+    #[command(subcommand)]
+    Network(network::Command),
     /// Download an image from a registry
     Pull(pull::Arguments),
     /// List images
@@ -82,6 +85,10 @@ mod tests {
             &["-v", "nowhere"],
             &["--pull", "maybe"],
             &["--ulimit", "x=1"],
+            &["--network", "host"],
+            &["-p", "80"],
+            &["--dns", "name"],
+            &["--add-host", "name"],
             &["-d", "--rm", "--writable", "tape"],
         ] {
             let line = [&["bulkhead", "run"], bad, &["img"]].concat();

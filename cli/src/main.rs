@@ -5,6 +5,7 @@ mod commands;
 mod doctor;
 mod errors;
 mod image_store;
+mod network_flags;
 mod output;
 mod progress;
 mod stdio;

@@ -100,6 +100,9 @@ pub struct MachineConfig {
     /// Whether the guest's kernel has AppArmor.
     #[serde(default)]
     pub apparmor: bool,
+    /// Whether the guest may dial [`crate::vsock::RESOLVER_PORT`], as often as it likes.
+    #[serde(default)]
+    pub resolver: bool,
 }
 
 /// virtio-fs mount tag of the share tree.

@@ -6,6 +6,8 @@
 //! that protocol, so that nothing of a route is lost on the way, metrics and types included.
 //! The numbers of interfaces in them are the host's; the agent puts the guest's there.
 
+use std::net::Ipv4Addr;
+
 use serde::{Deserialize, Serialize};
 
 /// Most interfaces, addresses, routes and neighbours together.
@@ -28,6 +30,43 @@ pub struct Network {
     /// `struct ndmsg` and attributes, of neighbours that somebody has set.
     #[serde(default)]
     pub neighbours: Vec<Item>,
+    /// A loopback address at whose port 53 a resolver answers on the host's side. The guest
+    /// has it there as well, by [`Resolve`].
+    #[serde(default)]
+    pub resolver: Option<Ipv4Addr>,
+}
+
+/// What a connection to [`crate::vsock::RESOLVER_PORT`] is for: its first bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Resolve {
+    /// A datagram of this length follows; the answer is one, behind its length as two bytes
+    /// in network order.
+    Datagram(u16),
+    /// What is sent over a TCP connection, both ways.
+    Stream,
+}
+
+/// Bytes of a [`Resolve`].
+pub const RESOLVE_HEADER: usize = 3;
+
+/// The bytes of `resolve`.
+pub fn resolve_header(resolve: Resolve) -> [u8; RESOLVE_HEADER] {
+    match resolve {
+        Resolve::Datagram(length) => {
+            let [high, low] = length.to_be_bytes();
+            [b'D', high, low]
+        }
+        Resolve::Stream => [b'S', 0, 0],
+    }
+}
+
+/// What these bytes say, if anything.
+pub fn parse_resolve(header: [u8; RESOLVE_HEADER]) -> Option<Resolve> {
+    match header {
+        [b'D', high, low] => Some(Resolve::Datagram(u16::from_be_bytes([high, low]))),
+        [b'S', 0, 0] => Some(Resolve::Stream),
+        _ => None,
+    }
 }
 
 /// An interface.
@@ -67,9 +106,19 @@ mod tests {
             addresses: item(1),
             routes: item(255),
             neighbours: Vec::new(),
+            resolver: Some(Ipv4Addr::new(127, 0, 0, 11)),
         };
         let json = serde_json::to_string(&network).unwrap();
         assert_eq!(serde_json::from_str::<Network>(&json).unwrap(), network);
         assert!(serde_json::from_str::<Item>("\"!\"").is_err());
+    }
+
+    #[test]
+    fn headers_round_trip() {
+        for resolve in [Resolve::Datagram(0), Resolve::Datagram(u16::MAX), Resolve::Stream] {
+            assert_eq!(parse_resolve(resolve_header(resolve)), Some(resolve));
+        }
+        assert_eq!(parse_resolve(*b"S\0\x01"), None);
+        assert_eq!(parse_resolve(*b"GET"), None);
     }
 }

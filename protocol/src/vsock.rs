@@ -22,6 +22,9 @@ pub const STREAM_PORT: u32 = 1025;
 /// Host port that the agent dials once it is up. That connection serves
 /// [`crate::agent::Message`]s like those made to [`AGENT_PORT`].
 pub const READY_PORT: u32 = 1026;
+/// Host port that the agent dials for each question to the resolver of an engine
+/// ([`crate::network::Resolve`]).
+pub const RESOLVER_PORT: u32 = 1027;
 
 /// Longest handshake line in bytes, newline included.
 pub const MAX_LINE: usize = 32;

@@ -14,8 +14,11 @@ use std::path::{Path, PathBuf};
 ///   containers/<id>/        state.json, lock, supervisor.lock
 ///   sandboxes/<id>/         vsock.sock
 ///   uids/<n>                locked while the range of host uids is in use
+///   leases/<network>/       addresses that are taken, as CNI's host-local notes them
 /// lib/
-///   containers/<id>/        config.json, state.json once ended, rw/, log.json
+///   containers/<id>/        config.json, state.json once ended, rw/, log.json; with a
+///                           network: attached.json while it is in it, etc/
+///   networks/<name>.conflist
 ///   ...                     the image store (of the crate `images`)
 /// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -63,6 +66,11 @@ impl Dirs {
     /// Directory of a sandbox.
     pub fn sandbox(&self, id: &str) -> PathBuf {
         self.run.join("sandboxes").join(id)
+    }
+
+    /// Descriptions of networks.
+    pub fn networks(&self) -> PathBuf {
+        self.lib.join("networks")
     }
 
     /// Locks of the uid ranges.

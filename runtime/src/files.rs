@@ -1,5 +1,7 @@
 //! Files of ours that hold JSON: read whole, replaced whole.
 
+use std::fs::File;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
@@ -58,4 +60,16 @@ pub fn write_json<T: Serialize>(path: &Path, value: &T) -> Result<(), FileError>
     let bytes = serde_json::to_vec_pretty(value)
         .map_err(|source| FileError::Damaged { path: path.into(), source })?;
     dirs::write_atomic(path, &bytes).map_err(FileError::access(path))
+}
+
+/// Waits for the lock (flock) of a file, which is made if need be. Dropped, it is given back.
+///
+/// # Errors
+/// Names the file.
+pub fn lock(path: &Path) -> Result<File, FileError> {
+    let mut options = File::options();
+    options.read(true).write(true).create(true).truncate(false).mode(0o600);
+    let file = options.open(path).map_err(FileError::access(path))?;
+    file.lock().map_err(FileError::access(path))?;
+    Ok(file)
 }

@@ -9,6 +9,10 @@
 //!    sandbox         streams (stdio between host descriptors and the guest)
 //!    (VMM process,     |
 //!     cgroup, uids)  agent (calls to the guest)
+//!      |
+//!    network (interfaces of a namespace, which a machine takes over)
+//!
+//!    networks (of `bulkhead run`: a namespace in one, by cni's plugins)
 //! ```
 //!
 //! * [`sandbox`] owns everything on the host that a machine is made of, and
@@ -18,13 +22,17 @@
 //! * All system calls that need `unsafe` are in `sys`.
 
 pub mod agent;
+pub mod cni;
 pub mod container;
 pub mod dirs;
 pub mod files;
 pub mod id;
 pub mod limits;
 pub mod log_file;
+pub mod network;
+pub mod networks;
 pub mod oci;
+mod programs;
 pub mod sandbox;
 pub mod signals;
 pub mod spec;

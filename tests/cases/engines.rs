@@ -9,6 +9,7 @@ use bulkhead_tests::program::{eventually, feed, run};
 use bulkhead_tests::turn::shared;
 use bulkhead_tests::{Finished, script};
 
+mod networks;
 mod users;
 
 pub const IMAGE: &str = "small";
@@ -183,11 +184,12 @@ fn buildah_builds_in_stages() {
     let context = podman.place.path().join("context");
     std::fs::create_dir(&context).unwrap();
     let file = format!(
-        "FROM {IMAGE} AS one\nRUN echo built > /built && uname -r > /kernel\n\
+        "FROM {IMAGE} AS one\nRUN echo built > /built && uname -r > /kernel && ip addr show eth0\n\
          FROM {IMAGE}\nCOPY --from=one /built /kernel /\nRUN cat /built /kernel && id -u\n"
     );
     std::fs::write(context.join("Dockerfile"), file).unwrap();
-    let mut build = podman.command("buildah", &["bud", "--isolation", "oci", "--network", "none"]);
+    // With a network, which buildah sets up between `create` and `start`.
+    let mut build = podman.command("buildah", &["bud", "--isolation", "oci"]);
     build.args(["--cgroup-manager", "cgroupfs", "--runtime", &podman.runtime, "-t", "result"]);
     let text = run({
         build.arg(&context);
@@ -207,6 +209,7 @@ struct Docker {
 }
 
 impl Docker {
+    /// One that has no network until one is made.
     fn new() -> Docker {
         let place = place("/var/lib/docker");
         let run = tempfile::tempdir_in("/run").expect("a directory");
@@ -222,7 +225,7 @@ impl Docker {
         let mut dockerd = Command::new("dockerd");
         dockerd.arg("--containerd").arg(&socket).arg("--data-root").arg(at("data"));
         dockerd.arg("--exec-root").arg(in_run("docker")).arg("--pidfile").arg(in_run("docker.pid"));
-        dockerd.arg("-H").arg(docker.host()).args(["--bridge", "none", "--iptables=false"]);
+        dockerd.arg("-H").arg(docker.host()).args(["--bridge", "none"]);
         dockerd.arg("--add-runtime").arg(format!("bulkhead={}", runtime()));
         dockerd.stdout(log("dockerd.log")).stderr(log("dockerd.err"));
         docker.daemons.push(containerd.spawn().expect("containerd is installed"));
@@ -247,6 +250,15 @@ impl Docker {
     #[track_caller]
     fn run(&self, words: &[&str]) -> Finished {
         run(self.command(words))
+    }
+
+    /// ctr of its containerd.
+    #[track_caller]
+    fn ctr(&self, words: &[&str]) -> Finished {
+        let mut command = Command::new("ctr");
+        command.arg("-a").arg(self.run.path().join("containerd.sock")).args(["-n", "e2e"]);
+        command.args(words);
+        run(command)
     }
 }
 
@@ -288,19 +300,16 @@ fn docker_and_ctr_run_and_exec() {
     let status = docker.run(&["inspect", "web", "--format", "{{.State.ExitCode}}"]).ok();
     assert_eq!(status, "137");
     docker.run(&["rm", "web"]).ok();
+    networks::docker_networks(&docker);
 
     let saved = docker.place.path().join("saved.tar");
     docker.run(&["save", IMAGE, "-o", saved.to_str().unwrap()]).ok();
-    let ctr = |words: &[&str]| {
-        let mut command = Command::new("ctr");
-        command.arg("-a").arg(docker.run.path().join("containerd.sock")).args(["-n", "e2e"]);
-        command.args(words);
-        run(command)
-    };
+    let ctr = |words: &[&str]| docker.ctr(words);
     ctr(&["images", "import", saved.to_str().unwrap()]).ok();
     let name = ctr(&["images", "ls", "-q"]).ok();
     let binary = runtime();
     let words =
         ["run", "--rm", "--runc-binary", &binary, &name, "c1", "sh", "-c", "uname -r; exit 8"];
     assert!(ctr(&words).expect(8).text().contains("bulkhead"));
+    networks::ctr_runs_with_cni(&docker, &name);
 }

@@ -1,6 +1,7 @@
 //! End-to-end cases, one module per feature. Both sides of a case, what is run
 //! and what is expected, stand together.
 
+mod bridge;
 mod endings;
 mod engines;
 mod failures;
@@ -10,6 +11,7 @@ mod jail;
 mod layers;
 mod leaks;
 mod lifecycle;
+mod network;
 mod oci;
 mod registry;
 mod run;

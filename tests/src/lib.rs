@@ -11,6 +11,7 @@ pub mod cgroup1;
 pub mod children;
 pub mod image;
 pub mod leaks;
+pub mod netns;
 pub mod oci;
 pub mod program;
 pub mod systemd;

@@ -25,7 +25,7 @@ struct Package(&'static str, &'static [Group], &'static str);
 use Group::{Build, Demo, Test};
 
 /// Everything that is installed, and nothing else.
-const PACKAGES: [Package; 38] = [
+const PACKAGES: [Package; 41] = [
     Package("gcc", &[Build], "compiles the guest kernel, links our binaries"),
     Package("make", &[Build], "builds the guest kernel"),
     Package("libc6-dev", &[Build], "static glibc for the agent"),
@@ -50,6 +50,13 @@ const PACKAGES: [Package; 38] = [
     Package("kmod", &[Demo, Test], "modules of the test host"),
     Package("e2fsprogs", &[Demo, Test], "scratch disk of the test host"),
     Package("iproute2", &[Demo, Test], "network set-up"),
+    Package(
+        "containernetworking-plugins",
+        &[Demo, Test],
+        "networks of bulkhead run: CNI's plugins",
+    ),
+    Package("nftables", &[Demo, Test], "what those networks let pass"),
+    Package("iptables", &[Demo, Test], "published ports: CNI's portmap and firewall call it"),
     Package("runc", &[Test], "the runtime that we are compared with"),
     Package("crun", &[Test], "the other one"),
     Package("podman", &[Test], "an engine that runs our runtime"),

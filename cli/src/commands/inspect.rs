@@ -3,6 +3,7 @@
 use clap::Args;
 use images::Image;
 use runtime::container::{Container, ContainerError, State};
+use runtime::networks;
 use runtime::sandbox::cgroup;
 use serde_json::{Value, json};
 
@@ -23,7 +24,10 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<u8> {
     let mut code = 0;
     for name in &arguments.names {
         let value = match all.find(name) {
-            Ok(container) => container.state()?.map(|state| of_container(&container, &state)),
+            Ok(container) => match container.state()? {
+                Some(state) => Some(of_container(&container, &state)?),
+                None => None,
+            },
             Err(ContainerError::NotFound(_)) => match image_store::open()?.resolve(name) {
                 Ok(image) => Some(of_image(&image)),
                 Err(images::StoreError::NotFound { .. }) => None,
@@ -43,11 +47,15 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<u8> {
     Ok(code)
 }
 
-fn of_container(container: &Container, state: &State) -> Value {
+fn of_container(container: &Container, state: &State) -> anyhow::Result<Value> {
     let config = &container.config;
     let spec = &config.spec.spec;
     let process = &spec["process"];
-    json!({
+    let etc = networks::paths(&container.lib_dir());
+    let asked = |volume: &&runtime::spec::mounts::Volume| {
+        etc.places().iter().all(|(path, _)| *path != volume.host)
+    };
+    Ok(json!({
         "Id": config.id,
         "Name": config.name,
         "Created": config.created,
@@ -73,12 +81,13 @@ fn of_container(container: &Container, state: &State) -> Value {
             "AutoRemove": config.auto_remove,
             "Writable": config.writable,
         },
-        "Mounts": config.volumes.iter().map(|volume| json!({
+        "Mounts": config.volumes.iter().filter(asked).map(|volume| json!({
             "Type": "bind",
             "Source": volume.host,
             "Destination": volume.guest,
             "RW": !volume.read_only,
         })).collect::<Vec<_>>(),
+        "NetworkSettings": of_network(container)?,
         "LogPath": container.log_path(),
         "Layers": config.layers,
         "Machine": {
@@ -90,7 +99,44 @@ fn of_container(container: &Container, state: &State) -> Value {
             "Live": state.machine(),
         },
         "Spec": spec,
-    })
+    }))
+}
+
+/// As docker's, with what was refused.
+fn of_network(container: &Container) -> anyhow::Result<Value> {
+    let Some(options) = &container.config.network else {
+        return Ok(json!({ "Networks": {}, "Ports": {} }));
+    };
+    let record = networks::record(&container.lib_dir())?;
+    let result = record.as_ref().and_then(networks::Record::outcome).unwrap_or_default();
+    let of = |ipv4: bool| result.addresses().find(|(address, _)| address.is_ipv4() == ipv4);
+    let gateway = |ipv4: bool| result.gateways().find(|address| address.is_ipv4() == ipv4);
+    let address = |ipv4: bool| of(ipv4).map(|(address, _)| address);
+    let length = |ipv4: bool| of(ipv4).map_or(0, |(_, length)| length);
+    let mut ports = serde_json::Map::new();
+    for port in record.iter().flat_map(|record| &record.ports) {
+        let host = port.address.map_or("0.0.0.0".into(), |address| address.to_string());
+        let entry = json!({ "HostIp": host, "HostPort": port.host.to_string() });
+        let key = format!("{}/{}", port.guest, port.protocol);
+        if let Some(all) = ports.entry(key).or_insert_with(|| json!([])).as_array_mut() {
+            all.push(entry);
+        }
+    }
+    Ok(json!({
+        "Networks": { &options.network: {
+            "IPAddress": address(true),
+            "IPPrefixLen": length(true),
+            "Gateway": gateway(true),
+            "GlobalIPv6Address": address(false),
+            "GlobalIPv6PrefixLen": length(false),
+            "IPv6Gateway": gateway(false),
+            "MacAddress": result.inside().map(|interface| &interface.mac),
+        } },
+        "Ports": ports,
+        "Egress": options.egress,
+        "AllowHost": options.allow_host,
+        "Refused": networks::refused(container.dirs(), &container.config.id)?,
+    }))
 }
 
 fn of_state(state: &State) -> Value {

@@ -9,6 +9,7 @@ pub mod kill;
 pub mod load;
 pub mod logs;
 pub mod monitor;
+pub mod network;
 pub mod ps;
 pub mod pull;
 pub mod rm;
@@ -38,6 +39,7 @@ pub fn dispatch(arguments: Arguments) -> anyhow::Result<u8> {
         Command::Kill(arguments) => kill::run(&arguments),
         Command::Rm(arguments) => rm::run(&arguments),
         Command::Inspect(arguments) => inspect::run(&arguments),
+        Command::Network(command) => network::run(&command),
         Command::Pull(arguments) => pull::run(&arguments),
         Command::Images(arguments) => images::run(&arguments),
         Command::Rmi(arguments) => rmi::run(&arguments),

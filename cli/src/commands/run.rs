@@ -20,6 +20,7 @@ use runtime::spec::{ProcessOptions, SpecOptions};
 use runtime::streams::forward::Caught;
 
 use crate::image_store::{self, PullPolicy};
+use crate::network_flags::NetworkFlags;
 use crate::stdio::AttachFlags;
 
 /// Options of `run`.
@@ -97,6 +98,9 @@ pub struct Arguments {
     /// Signal that `stop` sends instead of SIGTERM
     #[arg(long, value_name = "SIGNAL")]
     stop_signal: Option<SignalNumber>,
+    /// --network and what belongs to it
+    #[command(flatten)]
+    network: NetworkFlags,
     /// The image
     pub image: String,
     /// The command and its arguments
@@ -118,6 +122,8 @@ pub fn run(arguments: Arguments) -> anyhow::Result<u8> {
     if !arguments.detach {
         arguments.attach.check()?;
     }
+    // Before anything is pulled.
+    arguments.network.options()?;
     super::block_on(async {
         let store = image_store::open()?;
         let image = image_store::obtain(&store, &arguments.image, arguments.pull).await?;
@@ -139,6 +145,7 @@ fn create(arguments: &Arguments, image: &Image) -> anyhow::Result<Container> {
         name: arguments.name.clone(),
         user: arguments.user.clone(),
         spec: spec_options(arguments)?,
+        network: arguments.network.options()?,
         writable: match arguments.writable {
             WritableArgument::Host => Writable::Host,
             WritableArgument::Memory => Writable::Memory,

@@ -96,8 +96,19 @@ pub(super) fn tun() -> Finding {
     if Path::new("/dev/net/tun").exists() {
         return Finding::ok(subject, "present");
     }
-    let advice = "modprobe tun; containers run without a network until then";
+    let advice = "modprobe tun; until then only `bulkhead run --network none` works";
     Finding::warn(subject, "missing", advice)
+}
+
+pub(super) fn networks() -> Finding {
+    let subject = "networks";
+    let missing = runtime::networks::missing();
+    if missing.is_empty() {
+        return Finding::ok(subject, "CNI's plugins, nft and iptables");
+    }
+    let advice = "install containernetworking-plugins, nftables and iptables; until then only \
+                  `bulkhead run --network none` works";
+    Finding::warn(subject, format!("missing: {}", missing.join(" ")), advice)
 }
 
 pub(super) fn memory() -> Finding {

@@ -57,6 +57,7 @@ pub fn examine() -> Vec<Finding> {
         host::user_namespaces(),
         mounts::id_mapped(),
         host::tun(),
+        host::networks(),
         host::memory(),
         host::huge_pages(),
         host::assets(),

@@ -8,6 +8,7 @@
 //! ```
 
 mod netlink;
+mod resolver;
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -19,6 +20,7 @@ use protocol::network::{Item, Link, MAX_ITEMS, MAX_MESSAGE, Network};
 
 use crate::error::{SystemContext, error};
 use netlink::{Netlink, attributes, push, u32_at};
+use resolver::Resolver;
 
 /// Where drivers of virtio-mmio devices are bound by hand (drivers/base/bus.c).
 const DRIVER: &str = "/sys/bus/platform/drivers/virtio-mmio";
@@ -44,6 +46,7 @@ pub struct Told(RefCell<Former>);
 struct Former {
     network: Network,
     indexes: Indexes,
+    resolver: Option<Resolver>,
 }
 
 /// The host's number of an interface to the guest's.
@@ -83,7 +86,13 @@ impl Told {
                 .iter()
                 .try_for_each(|item| add(&mut kernel, kind, item, &indexes))?;
         }
-        *former = Former { network: wanted, indexes };
+        let resolver = wanted.resolver;
+        let kept = former.resolver.take().filter(|kept| Some(kept.address) == resolver);
+        *former = Former { network: wanted, indexes, resolver: kept };
+        if let (Some(address), None) = (resolver, &former.resolver) {
+            let begun = Resolver::begin(address);
+            former.resolver = Some(begun.system(|| format!("listening at {address}, port 53"))?);
+        }
         Ok(())
     }
 }
@@ -143,7 +152,7 @@ fn add(
 }
 
 fn check(network: &Network) -> Result<(), AgentError> {
-    let Network { links, addresses, routes, neighbours } = network;
+    let Network { links, addresses, routes, neighbours, .. } = network;
     let items = || addresses.iter().chain(routes).chain(neighbours);
     if links.len() + items().count() > MAX_ITEMS || items().any(|item| item.0.len() > MAX_MESSAGE) {
         return Err(error(ErrorKind::Invalid, "more of a network than a machine can have"));

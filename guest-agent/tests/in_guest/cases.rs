@@ -567,6 +567,7 @@ async fn network(client: &Client) -> Outcome {
             &[2, 0, 0, 0, a, b, c, d, 0x80, 0, 0, 0],
             &[(1, gateway), (2, &[2, 0, 0, 0, 0, 1, 0, 0])],
         )],
+        resolver: None,
     };
     // A hardware address has six bytes, and padding.
     wanted.neighbours[0].0[20..22].copy_from_slice(&10u16.to_ne_bytes());

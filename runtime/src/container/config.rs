@@ -8,6 +8,7 @@ use protocol::machine::ShareKind;
 use serde::{Deserialize, Serialize};
 
 use crate::limits::{Limits, Shape};
+use crate::networks::options::Networking;
 use crate::sandbox::{ShareConfig, ShareIds};
 use crate::spec::ContainerSpec;
 use crate::spec::mounts::{self, Volume};
@@ -50,6 +51,9 @@ pub struct ContainerConfig {
     pub spec: ContainerSpec,
     /// Directories and files of the host.
     pub volumes: Vec<Volume>,
+    /// Its network; none but loopback if absent.
+    #[serde(default)]
+    pub network: Option<Networking>,
     /// What was asked for.
     pub limits: Limits,
     /// What the machine is given.

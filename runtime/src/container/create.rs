@@ -1,13 +1,16 @@
 //! `create`: a container on disk, nothing running.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use oci_spec::image::ImageConfiguration;
 
 use super::config::VERSION;
 use super::{Container, ContainerConfig, ContainerError, Containers, State, Writable};
 use crate::files::write_json;
+use crate::networks::options::Networking;
+use crate::networks::{self, Networks};
+use crate::spec::mounts::Volume;
 use crate::spec::{self, SpecOptions};
 use crate::time::Timestamp;
 use crate::user::{self, Layers};
@@ -37,6 +40,8 @@ pub struct CreateOptions {
     pub spec: SpecOptions,
     /// Where changes go.
     pub writable: Writable,
+    /// Its network; none but loopback if absent.
+    pub network: Option<Networking>,
     /// Whether stdin is open.
     pub stdin: bool,
     /// Remove it when it ends.
@@ -68,11 +73,16 @@ impl Containers {
         let image_user = image_config.and_then(|config| config.user().clone());
         let user = options.user.or(image_user).unwrap_or_default();
         let user = user::resolve(&user, &Layers::bottom_first(&image.layers))?;
-        let spec = spec::build(image.config, &options.spec, &user)?;
-        let shape = options.spec.limits.shape()?;
         for volume in &options.spec.volumes {
             make_volume(&volume.host)?;
         }
+        if let Some(network) = &options.network {
+            Networks::new(self.dirs().clone()).find(&network.network)?;
+            let files = of_network(&self.dirs().container_lib(&id), &options.spec);
+            options.spec.volumes.extend(files);
+        }
+        let spec = spec::build(image.config, &options.spec, &user)?;
+        let shape = options.spec.limits.shape()?;
         let image_labels = image_config.and_then(|config| config.labels().clone());
         let mut labels: BTreeMap<_, _> = image_labels.into_iter().flatten().collect();
         labels.extend(options.spec.labels);
@@ -87,6 +97,7 @@ impl Containers {
             writable: options.writable,
             spec,
             volumes: options.spec.volumes,
+            network: options.network,
             limits: options.spec.limits,
             shape,
             tty: options.spec.process.tty,
@@ -126,6 +137,19 @@ impl Containers {
             attempt += 1;
         }
     }
+}
+
+/// Files that a container with a network shares with the host, but for those that the person
+/// has given a place.
+fn of_network(lib: &Path, options: &SpecOptions) -> Vec<Volume> {
+    let files = networks::paths(lib);
+    let free = |place: &str| options.volumes.iter().all(|volume| volume.guest != place);
+    let volume = |(host, guest): (&Path, &str)| Volume {
+        host: host.into(),
+        guest: guest.into(),
+        read_only: options.read_only,
+    };
+    files.places().into_iter().filter(|(_, place)| free(place)).map(volume).collect()
 }
 
 /// Makes a directory where a volume's host path is absent, as docker does.

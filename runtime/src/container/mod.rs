@@ -130,6 +130,9 @@ pub enum ContainerError {
     /// The user.
     #[error(transparent)]
     User(#[from] crate::user::UserError),
+    /// The network.
+    #[error(transparent)]
+    Network(#[from] crate::networks::NetworkError),
     /// A limit.
     #[error(transparent)]
     Limit(#[from] crate::limits::LimitError),

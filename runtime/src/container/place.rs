@@ -43,7 +43,8 @@ impl Place {
         self.name.clone()
     }
 
-    pub(super) fn dirs(&self) -> &Dirs {
+    /// Where all containers lie.
+    pub fn dirs(&self) -> &Dirs {
         &self.dirs
     }
 

@@ -6,8 +6,8 @@
 
 use super::place::{Place, VerbLock};
 use super::{Container, ContainerError, Damaged, State};
-use crate::dirs;
 use crate::sandbox::{cgroup, uids};
+use crate::{dirs, networks};
 
 /// Exit code of what was killed.
 const KILLED: u8 = 137;
@@ -73,6 +73,15 @@ impl Place {
         uids::purge(&self.dirs().uids(), &path.to_string_lossy());
         if let Err(error) = dirs::remove_tree(&self.sandbox_dir()) {
             tracing::warn!("cannot remove a sandbox's directory: {error}");
+        }
+        self.leave_network(None);
+    }
+
+    /// Takes the container out of its network, if it is in one.
+    pub(super) fn leave_network(&self, attached: Option<&networks::Attached>) {
+        if let Err(error) = networks::detach(self.dirs(), self.id(), attached) {
+            let error = super::chain(&error);
+            tracing::warn!("something is left of container {}'s network: {error}", self.name());
         }
     }
 

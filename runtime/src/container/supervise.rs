@@ -17,6 +17,8 @@ use super::place::{SupervisorLock, VerbLock};
 use super::state::Machine;
 use super::{Container, ContainerError, State, chain};
 use crate::agent::AgentError;
+use crate::network::{Network, Policy};
+use crate::networks::{self, Attached, Joining};
 use crate::sandbox::assets::Assets;
 use crate::sandbox::ids::Both;
 use crate::sandbox::{
@@ -82,6 +84,7 @@ struct Supervisor<'a> {
 struct Running<'a> {
     container: &'a Container,
     alive: SupervisorLock,
+    network: Option<Attached>,
     sandbox: Sandbox,
     streams: Streams,
     terminal: Option<RawTerminal>,
@@ -121,11 +124,20 @@ impl<'a> Supervisor<'a> {
 
     async fn start(self, attachment: Attachment) -> Result<Running<'a>, ContainerError> {
         let Supervisor { container, verb, alive } = self;
-        match bring_up(container, &verb, attachment).await {
+        // Signals wait for the plugins: what these have begun can then be undone.
+        let (network, live) = match join_network(container) {
+            Ok(network) => {
+                let live = bring_up(container, &verb, attachment, network.as_ref()).await;
+                (network, live)
+            }
+            Err(error) => (None, Err(error)),
+        };
+        match live {
             Ok((sandbox, streams, terminal, signals)) => {
-                Ok(Running { container, alive, sandbox, streams, terminal, signals })
+                Ok(Running { container, alive, network, sandbox, streams, terminal, signals })
             }
             Err(error) => {
+                leave_network(container, network);
                 let state = container.written_state()?;
                 let why = Some(chain(&error));
                 container.write_state(&verb, &state.stopped(error.exit_code(), false, why))?;
@@ -139,6 +151,30 @@ impl<'a> Supervisor<'a> {
     }
 }
 
+fn join_network(container: &Container) -> Result<Option<Attached>, ContainerError> {
+    let config = &container.config;
+    let Some(options) = &config.network else { return Ok(None) };
+    let joining = Joining {
+        dirs: container.dirs(),
+        id: &config.id,
+        name: &config.name,
+        hostname: config.spec.spec["hostname"].as_str().unwrap_or_default(),
+        auto_remove: config.auto_remove,
+        options,
+    };
+    Ok(Some(networks::attach(&joining)?))
+}
+
+/// The machine is gone, and its interface with it.
+fn leave_network(container: &Container, network: Option<Attached>) {
+    let Some(network) = network else { return };
+    match network.leave() {
+        Ok(()) => container.leave_network(Some(&network)),
+        // Left to whoever looks next, from the host's namespace.
+        Err(error) => tracing::warn!("{}", chain(&error)),
+    }
+}
+
 type Live = (Sandbox, Streams, Option<RawTerminal>, Option<Caught>);
 
 /// From nothing to a running process. What exists when it fails or is dropped
@@ -147,6 +183,7 @@ async fn bring_up(
     container: &Container,
     verb: &VerbLock,
     mut attachment: Attachment,
+    network: Option<&Attached>,
 ) -> Result<Live, ContainerError> {
     let mut signals = attachment.signals.take();
     let interrupted = async {
@@ -159,7 +196,7 @@ async fn bring_up(
         }
     };
     let (sandbox, streams, terminal) = tokio::select! {
-        live = build(container, verb, attachment) => live?,
+        live = build(container, verb, attachment, network) => live?,
         signal = interrupted => return Err(ContainerError::Interrupted(signal)),
     };
     Ok((sandbox, streams, terminal, signals))
@@ -169,9 +206,18 @@ async fn build(
     container: &Container,
     verb: &VerbLock,
     attachment: Attachment,
+    network: Option<&Attached>,
 ) -> Result<(Sandbox, Streams, Option<RawTerminal>), ContainerError> {
     let config = &container.config;
     let assets = Assets::find().and_then(|assets| assets.open()).map_err(LaunchError::from)?;
+    let network = match network {
+        Some(attached) => {
+            attached.enter()?;
+            let policy = Policy { guard: true, limits: None };
+            Some(Network::open(config.shape.vcpus, policy).map_err(LaunchError::from)?)
+        }
+        None => None,
+    };
     let sandbox = SandboxConfig {
         id: config.id.clone(),
         directory: container.sandbox_dir(),
@@ -186,7 +232,7 @@ async fn build(
         apparmor: false,
         boot_timeout: boot_timeout(),
     };
-    let mut sandbox = Sandbox::launch(&sandbox, &assets).await?;
+    let mut sandbox = Sandbox::launch(&sandbox, &assets, network).await?;
     let agent = sandbox.agent().clone();
     let create = config.create_call(attachment.stdio.announced());
     let started = async {
@@ -276,10 +322,11 @@ impl Running<'_> {
 
     /// Takes everything down and writes the end.
     async fn finish(self, mut outcome: Outcome) -> Result<Outcome, ContainerError> {
-        let Running { container, alive, sandbox, streams, terminal, signals } = self;
+        let Running { container, alive, network, sandbox, streams, terminal, signals } = self;
         outcome.cut = streams.finish(OUTPUT_GRACE).await;
         drop((terminal, signals));
         sandbox.shutdown(POWER_OFF).await;
+        leave_network(container, network);
         let lock = container.lock()?;
         let state = container.written_state()?;
         let stopped = state.stopped(outcome.exit_code, outcome.oom, outcome.error.clone());

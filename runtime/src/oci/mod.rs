@@ -9,9 +9,9 @@
 //!                    (nothing) <------------------------+
 //!
 //! create (the verb)                monitor (its child, then the engine's)
-//!   | spawn; stdio, console -------> | opens devices and terminal
+//!   | spawn; stdio, console -------> | opens devices and terminal, joins the network namespace
 //!   | <------ Opened --------------- |
-//!   | makes the cgroup ---- go ----> | joins cgroup and network namespace
+//!   | makes the cgroup ---- go ----> | joins the cgroup
 //!   | <------ Namespaces ----------- |
 //!   | hooks: prestart, createRuntime |
 //!   | ---------- go ---------------> | launches the machine, builds the container
@@ -32,6 +32,7 @@ mod growth;
 pub mod handshake;
 pub mod hooks;
 pub mod monitor;
+mod network;
 pub mod plan;
 pub mod preserved;
 mod settle;

@@ -1,22 +1,21 @@
 //! The process that stands for a container on the host: the supervisor of its
 //! machine, the end of its stdio, and the one that engines wait for.
 
-use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
 
-use nix::sched::{CloneFlags, setns, unshare};
 use protocol::agent::{Call, Event, Exit, ProcessId, Return};
 use protocol::apparmor::Policy;
 
 use super::create::Inherited;
 use super::handshake::{Built, Channel, Word};
 use super::store::{Container, Ended, MonitorLock, Root};
-use super::{OciError, apparmor, console, view};
+use super::{OciError, apparmor, console, network, view};
 use crate::agent::{Agent, AgentError};
 use crate::container::chain;
+use crate::network::Network;
 use crate::sandbox::assets::{Assets, OpenAssets};
 use crate::sandbox::membership::Membership;
 use crate::sandbox::{
@@ -143,11 +142,13 @@ struct Opened {
     stdio: (HostStdio, Option<RawTerminal>),
     /// What a machine is made of; none in one that it joins.
     assets: Option<OpenAssets>,
+    /// The network namespace that this process is in, for a machine of its own.
+    network: Option<Network>,
     apparmor: Vec<Policy>,
 }
 
 /// Opens all devices, before this process is in the container's cgroup: podman's of a
-/// pod forbids them.
+/// pod forbids them. Those of taps belong to the network namespace in which they are opened.
 fn open(container: &Container, console: Option<UnixStream>) -> Result<Opened, OciError> {
     lead_session();
     null().map_err(OciError::io("/dev/null"))?;
@@ -158,8 +159,10 @@ fn open(container: &Container, console: Option<UnixStream>) -> Result<Opened, Oc
             Some(assets.map_err(LaunchError::from)?)
         }
     };
-    let apparmor = apparmor::policies(container.record.plan.apparmor_profile())?;
-    Ok(Opened { stdio: stdio(console)?, assets, apparmor })
+    let plan = &container.record.plan;
+    let network = network::enter(plan)?;
+    let apparmor = apparmor::policies(plan.apparmor_profile())?;
+    Ok(Opened { stdio: stdio(console)?, assets, network, apparmor })
 }
 
 /// A terminal is a session's.
@@ -169,7 +172,7 @@ pub(super) fn lead_session() {
     let _ = nix::sys::prctl::set_name(c"bulkhead");
 }
 
-/// Makes this process the container's: cgroup, network namespace.
+/// Makes this process the container's.
 fn prepare(container: &Container) -> Result<(), OciError> {
     let plan = &container.record.plan;
     cgroup::join(&plan.cgroup)?;
@@ -177,19 +180,6 @@ fn prepare(container: &Container) -> Result<(), OciError> {
         // The VMM, which has all of the container's memory, inherits it.
         let file = Path::new("/proc/self/oom_score_adj");
         std::fs::write(file, score.to_string()).map_err(OciError::io(file))?;
-    }
-    if let Some(path) = &plan.network {
-        let failed = |source| OciError::Namespace {
-            what: format!("join the network namespace {}", path.display()),
-            source,
-        };
-        let namespace = File::open(path).map_err(failed)?;
-        setns(namespace, CloneFlags::CLONE_NEWNET).map_err(|errno| failed(errno.into()))?;
-    } else if plan.own_network {
-        unshare(CloneFlags::CLONE_NEWNET).map_err(|errno| OciError::Namespace {
-            what: "make a network namespace".into(),
-            source: errno.into(),
-        })?;
     }
     // No directory shall be busy because of us.
     let _ = std::env::set_current_dir("/");
@@ -217,6 +207,7 @@ impl Machine {
         container: &Container,
         uids: &Path,
         assets: Option<OpenAssets>,
+        network: Option<Network>,
     ) -> Result<Machine, OciError> {
         let plan = &container.record.plan;
         let Some(assets) = assets else {
@@ -238,7 +229,7 @@ impl Machine {
             apparmor: apparmor::enabled(),
             boot_timeout: boot_timeout(),
         };
-        let mut sandbox = Sandbox::launch(&config, &assets).await?;
+        let mut sandbox = Sandbox::launch(&config, &assets, network).await?;
         sandbox.welcome().map_err(OciError::io(sandbox.directory()))?;
         Ok(Machine::Own(Box::new(sandbox)))
     }
@@ -327,12 +318,12 @@ impl<'a> Monitor<'a> {
         begin: Begin<'_>,
     ) -> Result<(Monitor<'a>, Built), OciError> {
         let Begin { opened, descriptors, uids, show } = begin;
-        let Opened { stdio: (stdio, terminal), assets, apparmor } = opened;
+        let Opened { stdio: (stdio, terminal), assets, network, apparmor } = opened;
         let plan = &container.record.plan;
         let signals = Caught::begin().map_err(OciError::io("signals"))?;
         // Before the machine is begun, which takes longer.
         let descriptors = descriptors::all(descriptors)?;
-        let mut machine = Machine::begin(container, uids, assets).await?;
+        let mut machine = Machine::begin(container, uids, assets, network).await?;
         let stdio = HostStdio { descriptors, ..stdio };
         let create = plan.create_call(container.id(), machine.prefix(), &stdio, apparmor);
         let built = async {

@@ -11,7 +11,7 @@ use super::create::{start_of, state_json};
 use super::monitor::process;
 use super::plan::Update;
 use super::store::{Container, Live, Lock, Phase, Root, Status};
-use super::{OciError, hooks, settle};
+use super::{OciError, hooks, network, settle};
 use crate::agent::{Agent, AgentError};
 use crate::dirs;
 use crate::files::FileError;
@@ -54,6 +54,8 @@ fn require(
 pub fn start(container: &Container) -> Result<(), OciError> {
     let lock = container.lock()?;
     let phase = require(container, Some(&lock), "start", &[Live::Created])?;
+    // Some engines set up the network between `create` and this.
+    Membership::settle_network(&container.machine_dir())?;
     settle::begin(container, &lock, &phase)?;
     let id = container.id().to_owned();
     let answer = super::event_loop()?.block_on(async {
@@ -365,6 +367,7 @@ pub(super) fn remove_rest(container: &Container) {
     if container.record.plan.machine.is_some() {
         Membership::await_end(&container.machine_dir(), container.id());
     } else {
+        network::give_back(&container.record.plan);
         let machine = container.machine_cgroup();
         cgroup::purge(&machine);
         uids::purge(&uids_dir(), &machine.to_string_lossy());

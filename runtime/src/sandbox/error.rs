@@ -72,6 +72,9 @@ pub enum LaunchError {
         /// Possible.
         limit: usize,
     },
+    /// Its network.
+    #[error(transparent)]
+    Network(#[from] crate::network::NetworkError),
     /// The VMM ended.
     #[error("the machine did not start: {0}")]
     Vmm(Arc<VmmEnd>),

@@ -16,6 +16,7 @@
 //!   | ---- Grow(size) -----------------> |  Grow -> VMM, Grow -> agent
 //!   | <--- Ok(size) -------------------- |
 //! ```
+//! and so does `start`, with Settle: interfaces may have come since `create`.
 //!
 //! A connection stands for a container: whoever closes it, in whatever way, nothing of
 //! the container is left in the machine. When the supervisor ends, the machine does.
@@ -41,6 +42,7 @@ use super::ids::{Both, High};
 use super::vmm::Requests;
 use crate::agent::{Agent, AgentError};
 use crate::container::chain;
+use crate::network::Asks;
 use crate::sys::descriptors::{Packet, accept, receive_packet, send_packet, watch_fd};
 
 /// Name of the socket in the sandbox's directory.
@@ -70,6 +72,9 @@ pub(super) struct Welcome {
     /// Whether it takes [`Ask::Grow`].
     #[serde(default)]
     pub(super) grows: bool,
+    /// Whether it takes [`Ask::Settle`].
+    #[serde(default)]
+    pub(super) settles: bool,
 }
 
 /// What a monitor asks for.
@@ -84,6 +89,8 @@ pub(super) enum Ask {
     Gone { container: String },
     /// Make the machine this large, where it is smaller; answered when its guest uses it.
     Grow { size: Size },
+    /// Answered when the guest has the network that its namespace has now.
+    Settle,
 }
 
 /// What it is told: the machine's size, when it was to grow.
@@ -103,8 +110,7 @@ impl Members {
     /// Listens in `directory`.
     pub(super) fn serve(
         directory: &Path,
-        agent: Agent,
-        vmm: Requests,
+        (agent, vmm, network): (Agent, Requests, Option<Asks>),
         (userns, base, ids): (OwnedFd, u32, Both<High>),
         size: Size,
     ) -> std::io::Result<Members> {
@@ -118,6 +124,7 @@ impl Members {
         let host = Arc::new(Host {
             agent: agent.with_timeout(REMOVAL),
             vmm,
+            network,
             userns,
             base,
             ids,
@@ -149,6 +156,7 @@ async fn accept_all(listener: AsyncFd<OwnedFd>, host: Arc<Host>) {
 struct Host {
     agent: Agent,
     vmm: Requests,
+    network: Option<Asks>,
     userns: OwnedFd,
     base: u32,
     ids: Both<High>,
@@ -185,6 +193,7 @@ impl Host {
             ids: self.ids.clone(),
             prefix: self.next.fetch_add(1, Ordering::Relaxed).to_string(),
             grows: true,
+            settles: true,
         };
         send(&connection, &welcome, &[self.userns.as_fd()]).await?;
         while let Some((ask, fds)) = receive(&connection).await? {
@@ -199,6 +208,12 @@ impl Host {
                     }
                 }
                 Ask::Grow { size } => self.grow(size).await.map(Some),
+                Ask::Settle => match &self.network {
+                    Some(network) => {
+                        network.settle().await.map(|()| None).map_err(|error| chain(&error))
+                    }
+                    None => Ok(None),
+                },
                 Ask::Leave => {
                     if let Some(member) = member.take() {
                         self.remove(member).await;

@@ -57,6 +57,9 @@ pub enum JoinError {
     /// The VMM did not take them.
     #[error("the machine did not take the container's files: {0}")]
     Refused(String),
+    /// The network.
+    #[error("{0}")]
+    Network(String),
 }
 
 /// Why a machine does not become larger.
@@ -166,6 +169,22 @@ impl Membership {
         // An error means that the machine has gone, and all with it.
         if let Ok((this, ..)) = Membership::connect(machine) {
             let _ = this.ask(&Ask::Gone { container: id.into() }, None);
+        }
+    }
+
+    /// Waits until the guest of the machine in directory `machine` has the network that its
+    /// namespace has now.
+    ///
+    /// # Errors
+    /// When the machine, or its guest, does not take it.
+    pub fn settle_network(machine: &Path) -> Result<(), JoinError> {
+        match Membership::connect(machine)? {
+            (this, Welcome { settles: true, .. }, _) => match this.ask(&Ask::Settle, None) {
+                Err(JoinError::Refused(why)) => Err(JoinError::Network(why)),
+                other => other.map(drop),
+            },
+            // Begun by an earlier version: it has none.
+            _ => Ok(()),
         }
     }
 

@@ -19,6 +19,7 @@ pub mod ended;
 mod error;
 mod gather;
 pub mod ids;
+mod launch;
 mod members;
 pub mod membership;
 mod overlay;
@@ -29,27 +30,29 @@ mod tail;
 pub mod uids;
 pub mod vmm;
 
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use protocol::machine::{FdIndex, MachineConfig, Request, Share, ShareKind, Size, Timings};
+use protocol::machine::{Request, ShareKind, Size, Timings};
 use serde::{Deserialize, Serialize};
 
 use crate::agent::{Agent, AgentError, Greeting};
 use crate::limits::Shape;
+use crate::network::{Machine, Network, NetworkError, Watch};
 
 use assets::OpenAssets;
 pub use cgroup::CgroupConfig;
 pub use ended::VmmEnd;
 pub use error::LaunchError;
 use ids::{Both, High};
+pub use launch::available_mib;
+use launch::{answer_guest, check_memory, describe, explain, first_contact, introduce, prepare};
 pub use overlay::clean as clean_overlay;
-use owner::Owner;
 pub use owner::ShareIds;
 use resources::Resources;
-use vmm::{VmmEvent, VmmHandle};
+use vmm::VmmHandle;
 
 /// How long a broken connection may precede the news that the VMM ended.
 const POST_MORTEM: Duration = Duration::from_secs(5);
@@ -135,6 +138,7 @@ pub struct LaunchTimings {
 #[derive(Debug)]
 pub struct Sandbox {
     members: Option<members::Members>,
+    network: Option<Watch>,
     // Dropped in this order: the process before what it uses.
     agent: Agent,
     vmm: VmmHandle,
@@ -155,15 +159,17 @@ pub fn boot_timeout() -> Duration {
 }
 
 impl Sandbox {
-    /// Starts a machine and waits for its agent.
+    /// Starts a machine and waits for its agent. Without a `network`, it has a loopback
+    /// interface; else it has the interfaces of that namespace, now and later.
     ///
     /// # Errors
     /// With the reason; nothing is left behind.
     pub async fn launch(
         config: &SandboxConfig,
         assets: &OpenAssets,
+        network: Option<Network>,
     ) -> Result<Sandbox, LaunchError> {
-        Self::launch_timed(config, assets, &mut LaunchTimings::default()).await
+        Self::launch_timed(config, assets, network, &mut LaunchTimings::default()).await
     }
 
     /// [`Sandbox::launch`] that tells how far it came, and when, if it fails as
@@ -174,11 +180,20 @@ impl Sandbox {
     pub async fn launch_timed(
         config: &SandboxConfig,
         assets: &OpenAssets,
+        network: Option<Network>,
         timings: &mut LaunchTimings,
     ) -> Result<Sandbox, LaunchError> {
         let begin = Instant::now();
         let micros = || begin.elapsed().as_micros() as u64;
         check_memory(config.shape)?;
+        let resolver = network.as_ref().and_then(Network::resolver);
+        let (network, plugs) = match network {
+            Some(network) => {
+                let (keeper, plugs, news) = network.take_over().await?;
+                (Some((keeper, news)), Some(plugs))
+            }
+            None => (None, None),
+        };
         let resources = Resources::acquire(config)?;
         let held = vmm::spawn(&assets.vmm, resources.cgroup.directory())?;
         *timings = LaunchTimings { spawned_us: micros(), ..LaunchTimings::default() };
@@ -190,7 +205,8 @@ impl Sandbox {
             }
         };
         let (vmm, mut events, console) = held.go()?;
-        let (machine, fds) = describe(config, assets, &resources, console, shares);
+        let (machine, fds) =
+            describe(config, assets, &resources, console, shares, (plugs, resolver.is_some()));
         let boot = vmm.request(Request::Boot(Box::new(machine)), fds);
         timings.boot_sent_us = micros();
         let deadline = begin + config.boot_timeout;
@@ -213,10 +229,29 @@ impl Sandbox {
         timings.agent_us = micros();
         timings.guest_uptime_us = greeting.hello.uptime_us;
         let timings = timings.clone();
-        tokio::spawn(async move { while events.recv().await.is_some() {} });
+        tokio::spawn(answer_guest(events, resolver));
+        let network = match network {
+            Some((keeper, news)) => {
+                let machine = Machine { agent: agent.clone(), vmm: vmm.requests() };
+                Some(introduce(keeper, machine, news).await?)
+            }
+            None => None,
+        };
         let (members, ids) = (None, config.ids.clone());
         let size = Size { memory_mib: config.shape.memory_mib, vcpus: config.shape.vcpus };
-        Ok(Sandbox { members, agent, vmm, resources, userns, ids, size, greeting, timings, begin })
+        Ok(Sandbox {
+            members,
+            network,
+            agent,
+            vmm,
+            resources,
+            userns,
+            ids,
+            size,
+            greeting,
+            timings,
+            begin,
+        })
     }
 
     /// The connection to the agent.
@@ -230,9 +265,9 @@ impl Sandbox {
     /// When the socket cannot be made.
     pub fn welcome(&mut self) -> std::io::Result<()> {
         let owner = (self.userns.try_clone()?, self.uid_base(), self.ids.clone());
-        let (agent, vmm) = (self.agent.clone(), self.vmm.requests());
-        self.members =
-            Some(members::Members::serve(self.directory(), agent, vmm, owner, self.size)?);
+        let ways =
+            (self.agent.clone(), self.vmm.requests(), self.network.as_ref().map(Watch::asks));
+        self.members = Some(members::Members::serve(self.directory(), ways, owner, self.size)?);
         Ok(())
     }
 
@@ -275,9 +310,21 @@ impl Sandbox {
         tokio::time::timeout(POST_MORTEM, self.vmm.ended()).await.ok()
     }
 
+    /// Waits until the guest has the network that its namespace has now: what was set up
+    /// there since the launch is looked at within a moment, but not at once.
+    ///
+    /// # Errors
+    /// When the machine or its guest does not take it.
+    pub async fn settle_network(&self) -> Result<(), NetworkError> {
+        match &self.network {
+            Some(network) => network.asks().settle().await,
+            None => Ok(()),
+        }
+    }
+
     /// Lets the guest sync and power off, and kills it if it takes longer than
     /// `limit`. Nothing is left afterwards.
-    pub async fn shutdown(self, limit: Duration) {
+    pub async fn shutdown(mut self, limit: Duration) {
         let agent = self.agent.clone().with_timeout(limit);
         let off = async {
             // There is no answer to it: only the machine's end tells.
@@ -289,152 +336,10 @@ impl Sandbox {
             _ = self.vmm.ended() => {}
             () = tokio::time::sleep(limit) => {}
         }
-    }
-}
-
-/// Maps the ids of the held process and makes its mounts.
-fn prepare(
-    process: &crate::sys::process::Held,
-    resources: &Resources,
-    config: &SandboxConfig,
-) -> Result<(Vec<(Share, OwnedFd)>, OwnedFd), LaunchError> {
-    let failed = |what| move |source| LaunchError::Namespace { what, source };
-    let (id, shares) = (&config.id, &config.shares);
-    // Whatever it spends from its first instruction on is charged there.
-    resources.cgroup.take(process.pid())?;
-    let base = resources.uids.base();
-    let map = |high: &High| high.map(base).lines();
-    let (uid_map, gid_map) = (map(&config.ids.uids)?, map(&config.ids.gids)?);
-    process.map_ids(&uid_map, &gid_map).map_err(failed("map the ids"))?;
-    process.raise_descriptors().map_err(failed("raise the limit of descriptors"))?;
-    let userns = process.user_namespace().map_err(failed("open the user namespace"))?;
-    // Besides the shares: kvm, kernel, initrd, console, vsock listener.
-    let limit = protocol::machine::MAX_FDS - 5;
-    if shares.len() > limit {
-        return Err(LaunchError::TooManyShares { count: shares.len(), limit });
-    }
-    let copy = userns.try_clone().map_err(failed("open the user namespace"))?;
-    let owner = Owner::new(copy, base, &config.ids);
-    let detach = |share| Ok(share::detach(share, id, &owner)?);
-    let shares = shares.iter().map(detach).collect::<Result<_, LaunchError>>()?;
-    Ok((shares, userns))
-}
-
-/// The machine's description and the descriptors that it names.
-fn describe(
-    config: &SandboxConfig,
-    assets: &OpenAssets,
-    resources: &Resources,
-    console: OwnedFd,
-    shares: Vec<(Share, OwnedFd)>,
-) -> (MachineConfig, Vec<OwnedFd>) {
-    let mut fds: Vec<OwnedFd> = Vec::new();
-    let mut add = |fd: OwnedFd| {
-        fds.push(fd);
-        FdIndex(fds.len() as u32 - 1)
-    };
-    // A descriptor that cannot be duplicated is one too many for this process;
-    // the message then names too few and the VMM refuses it.
-    let copy = |fd: BorrowedFd| fd.try_clone_to_owned().ok();
-    let mut machine = MachineConfig {
-        version: protocol::PROTOCOL_VERSION,
-        id: crate::id::short(&config.id).to_owned(),
-        memory_mib: config.shape.memory_mib,
-        vcpus: config.shape.vcpus,
-        max_vcpus: config.max_vcpus,
-        kvm: FdIndex(u32::MAX),
-        kernel: FdIndex(u32::MAX),
-        initrd: FdIndex(u32::MAX),
-        cmdline: config.cmdline.clone(),
-        console: Some(add(console)),
-        vsock_listener: copy(resources.listener()).map(&mut add),
-        shares: Vec::new(),
-        disks: Vec::new(),
-        nets: Vec::new(),
-        net_slots: 0,
-        balloon: true,
-        apparmor: config.apparmor,
-    };
-    for (slot, fd) in [
-        (&mut machine.kvm, assets.kvm.as_fd()),
-        (&mut machine.kernel, assets.kernel.as_fd()),
-        (&mut machine.initrd, assets.initrd.as_fd()),
-    ] {
-        if let Some(fd) = copy(fd) {
-            *slot = add(fd);
+        if let Some(network) = self.network.take() {
+            network.end().await;
         }
     }
-    for (mut share, mount) in shares {
-        share.mount = add(mount);
-        machine.shares.push(share);
-    }
-    (machine, fds)
-}
-
-/// Waits for the agent's hello on the connection that the guest makes.
-async fn first_contact(
-    boot: vmm::Pending,
-    events: &mut tokio::sync::mpsc::Receiver<VmmEvent>,
-    timings: &mut LaunchTimings,
-    begin: Instant,
-) -> Result<(Agent, Greeting), LaunchError> {
-    let mut boot = std::pin::pin!(boot);
-    let mut booted = false;
-    loop {
-        let event = tokio::select! {
-            reply = &mut boot, if !booted => {
-                reply?;
-                booted = true;
-                continue;
-            }
-            event = events.recv() => event,
-        };
-        match event {
-            Some(VmmEvent::Running(stages)) => {
-                timings.running_us = begin.elapsed().as_micros() as u64;
-                timings.vmm = stages;
-            }
-            Some(VmmEvent::GuestConnect { port, stream }) => {
-                if port == protocol::vsock::READY_PORT {
-                    // The caller's deadline bounds this wait.
-                    let never = Duration::from_secs(86_400);
-                    return Ok(Agent::greet(stream, never).await?);
-                }
-            }
-            // The VMM ended; the caller waits for the reason.
-            None => std::future::pending().await,
-        }
-    }
-}
-
-/// The VMM's own reason, where it has one, instead of a broken connection.
-async fn explain(error: LaunchError, vmm: &VmmHandle) -> LaunchError {
-    if !matches!(error, LaunchError::Control(_) | LaunchError::Agent(_)) {
-        return error;
-    }
-    match tokio::time::timeout(Duration::from_secs(2), vmm.ended()).await {
-        Ok(end) => LaunchError::Vmm(end),
-        Err(_) => error,
-    }
-}
-
-/// Refuses a machine that the host has no memory for.
-fn check_memory(shape: Shape) -> Result<(), LaunchError> {
-    let available = std::fs::read_to_string("/proc/meminfo")
-        .ok()
-        .and_then(|text| available_mib(&text))
-        .unwrap_or(u64::MAX);
-    let needed = u64::from(shape.memory_mib);
-    if available < needed {
-        return Err(LaunchError::Memory { needed, available });
-    }
-    Ok(())
-}
-
-/// MemAvailable of /proc/meminfo in MiB.
-pub fn available_mib(meminfo: &str) -> Option<u64> {
-    let line = meminfo.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
-    Some(line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()? / 1024)
 }
 
 /// The end of a VMM, shared by all who wait for it.
@@ -443,13 +348,6 @@ pub type SharedEnd = Arc<VmmEnd>;
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn meminfo_is_read() {
-        let text = "MemTotal:  100 kB\nMemAvailable:    2097152 kB\n";
-        assert_eq!(available_mib(text), Some(2048));
-        assert_eq!(available_mib("nothing"), None);
-    }
 
     #[test]
     fn shares_are_found_by_kind_and_name() {

@@ -153,11 +153,11 @@ pub struct VmmHandle {
 
 /// The way to a VMM.
 #[derive(Debug, Clone)]
-pub(super) struct Requests(mpsc::UnboundedSender<Outgoing>);
+pub(crate) struct Requests(mpsc::UnboundedSender<Outgoing>);
 
 impl Requests {
     /// As [`VmmHandle::request`].
-    pub(super) fn request(&self, request: Request, fds: Vec<OwnedFd>) -> Pending {
+    pub(crate) fn request(&self, request: Request, fds: Vec<OwnedFd>) -> Pending {
         let (reply, pending) = oneshot::channel();
         // A task that has ended drops the slot, which the caller sees as Gone.
         let _ = self.0.send(Outgoing { request, fds, reply });

@@ -7,11 +7,10 @@ const MAX_RESOLV: usize = 16 << 10;
 
 pub(super) fn files(hostname: &str) -> Vec<SeedFile> {
     let file = |path: &str, contents: String| SeedFile { path: path.into(), contents };
-    let resolv = std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
     vec![
         file("/etc/hostname", format!("{hostname}\n")),
         file("/etc/hosts", hosts(hostname)),
-        file("/etc/resolv.conf", passable(&resolv)),
+        file("/etc/resolv.conf", passable_resolv_conf()),
     ]
 }
 
@@ -22,6 +21,17 @@ fn hosts(hostname: &str) -> String {
          fe00::0\tip6-localnet\nff00::0\tip6-mcastprefix\n\
          ff02::1\tip6-allnodes\nff02::2\tip6-allrouters\n"
     )
+}
+
+/// Where systemd-resolved writes the servers that its own, on loopback, asks.
+const RESOLVED: &str = "/run/systemd/resolve/resolv.conf";
+
+/// The host's resolv.conf, as far as it is of use to a guest.
+pub fn passable_resolv_conf() -> String {
+    let read = |path| passable(&std::fs::read_to_string(path).unwrap_or_default());
+    let usable = |text: &String| text.lines().any(|line| line.starts_with("nameserver"));
+    let host = read("/etc/resolv.conf");
+    if usable(&host) { host } else { Some(read(RESOLVED)).filter(usable).unwrap_or(host) }
 }
 
 /// The host's resolv.conf without name servers on the host's own loopback,

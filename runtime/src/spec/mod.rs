@@ -22,6 +22,8 @@ use crate::user::ResolvedUser;
 use mounts::{Tmpfs, Volume};
 use rlimits::Rlimit;
 
+pub use etc::passable_resolv_conf;
+
 /// Why no specification can be made.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum SpecError {
@@ -116,8 +118,10 @@ pub fn build(
     let process = process(config, &options.process, user, &options.hostname, args)?;
     let (extra, sources) = mounts::place(&options.volumes, &options.tmpfs)?;
     let mut mounts = defaults::mounts();
-    let taken = |mount: &Value| extra.iter().any(|new| new["destination"] == mount["destination"]);
-    mounts.retain(|mount| !taken(mount));
+    let mounted = |place: &Value| extra.iter().any(|new| new["destination"] == *place);
+    mounts.retain(|mount| !mounted(&mount["destination"]));
+    let mut files = etc::files(&options.hostname);
+    files.retain(|file| !mounted(&json!(file.path)));
     mounts.extend(extra);
     let spec = json!({
         "ociVersion": "1.2.0",
@@ -133,7 +137,7 @@ pub fn build(
             "readonlyPaths": defaults::READ_ONLY,
         },
     });
-    Ok(ContainerSpec { spec, sources, files: etc::files(&options.hostname) })
+    Ok(ContainerSpec { spec, sources, files })
 }
 
 /// `process` of the specification for a further process in the container whose

@@ -8,3 +8,4 @@ pub mod descriptors;
 pub mod mounts;
 pub mod pidfd;
 pub mod process;
+pub mod tun;

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use runtime::limits::{Bytes, Limits, Shape};
+use runtime::network::{Network, Policy};
 use runtime::sandbox::assets::Assets;
 use runtime::sandbox::ids::Both;
 use runtime::sandbox::{CgroupConfig, LaunchTimings, Sandbox, SandboxConfig};
@@ -20,6 +21,10 @@ pub struct Options {
     /// vCPUs to which the machine could grow, of which it has one
     #[arg(long, default_value_t = 1)]
     room: u8,
+    /// With the network of this process's namespace: `unshare -n` shows what room for
+    /// interfaces costs that never come
+    #[arg(long)]
+    network: bool,
     /// Words for the kernel's command line
     cmdline: Vec<String>,
 }
@@ -49,8 +54,12 @@ pub fn boot(options: &Options) -> Result<f64> {
     let mut timings = LaunchTimings::default();
     let assets = Assets::find()?.open()?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let network = match options.network {
+        true => Some(Network::open(1, Policy::default())?),
+        false => None,
+    };
     let error = runtime.block_on(async {
-        match Sandbox::launch_timed(&config, &assets, &mut timings).await {
+        match Sandbox::launch_timed(&config, &assets, network, &mut timings).await {
             Ok(sandbox) => {
                 sandbox.shutdown(Duration::from_secs(10)).await;
                 None

@@ -107,7 +107,7 @@ fn once(report: &mut Report, options: &Options, bundle: &Bundle) -> Result<()> {
     bundle.configure(&["true"])?;
     let mut command =
         |name: &str, taken| report.commands.entry(name.into()).or_default().push(taken);
-    command(RUN, time(|| bulkhead(&["run", "--rm", NAME, "true"]).map(drop))?);
+    command(RUN, time(|| bulkhead(&["run", "--rm", "--network", "none", NAME, "true"]).map(drop))?);
     command("bulkhead-runtime run", time(|| bundle.run("bulkhead-runtime"))?);
     command("runc run", time(|| bundle.run("runc"))?);
     command("crun run", time(|| bundle.run("crun"))?);
@@ -126,7 +126,8 @@ fn once(report: &mut Report, options: &Options, bundle: &Bundle) -> Result<()> {
 /// Starts a container in the background, reads its stages and its memory.
 fn detached(report: &mut Report) -> Result<()> {
     let memory = format!("{GUEST_MIB}m");
-    bulkhead(&["run", "-d", "--name", CONTAINER, "--memory", &memory, NAME, "sleep", "600"])?;
+    let options = ["--name", CONTAINER, "--memory", &memory, "--network", "none"];
+    bulkhead(&[&["run", "-d"], &options[..], &[NAME, "sleep", "600"]].concat())?;
     let result = (|| {
         let inspected: Vec<Value> = serde_json::from_str(&bulkhead(&["inspect", CONTAINER])?)?;
         let launch = find(&inspected[0], "first_line_us")

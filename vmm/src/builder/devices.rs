@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use protocol::machine::{MachineConfig, Share, Stats};
-use protocol::vsock::READY_PORT;
+use protocol::vsock::{READY_PORT, RESOLVER_PORT};
 
 use super::nets::Nets;
 use super::{BuildError, Fds, at};
@@ -175,10 +175,14 @@ pub fn build(
     let control = control.clone();
     // The agent dials once, and nobody else has a reason to.
     let dialled = AtomicBool::new(false);
+    let resolver = config.resolver;
     let connect: OnConnect = Arc::new(move |port, fd| {
-        port == READY_PORT
-            && !dialled.swap(true, Ordering::Relaxed)
-            && control.guest_connect(port, fd).is_ok()
+        let allowed = match port {
+            READY_PORT => !dialled.swap(true, Ordering::Relaxed),
+            RESOLVER_PORT => resolver,
+            _ => false,
+        };
+        allowed && control.guest_connect(port, fd).is_ok()
     });
     let vsock = Vsock::new(listener, connect).map_err(|error| at("vsock")(&error))?;
     row.add(vsock, &loops.slow)?;

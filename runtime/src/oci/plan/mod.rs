@@ -198,6 +198,12 @@ impl Plan {
         })
     }
 
+    /// Where its resolv.conf(5) is, if that is one of its own.
+    pub fn resolv_conf(&self) -> Option<PathBuf> {
+        let mut binds = self.binds();
+        binds.find_map(|(share, to)| (to == "/etc/resolv.conf").then(|| share.source.clone()))
+    }
+
     /// The AppArmor profile of its process.
     pub fn apparmor_profile(&self) -> Option<&str> {
         self.spec["process"]["apparmorProfile"].as_str()

@@ -10,6 +10,9 @@ use serde_json::Value;
 use super::super::bundle::{BundleError, field};
 use crate::sandbox::ids::Mappings;
 
+/// The host's network namespace; our own, where the first process's cannot be read.
+const HOST: [&str; 2] = ["/proc/1/ns/net", "/proc/self/ns/net"];
+
 /// A container that lives, as another one sees it which names a namespace of it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Neighbour {
@@ -114,8 +117,37 @@ impl Namespaces {
                 ));
             }
             this.machine = Some(neighbour.machine);
+        } else {
+            this.refuse_the_hosts()?;
         }
         Ok(this)
+    }
+}
+
+impl Namespaces {
+    /// A machine takes over the interfaces of its network namespace.
+    fn refuse_the_hosts(&self) -> Result<(), BundleError> {
+        let alternative = "choose a network of the engine instead (--network bridge, with \
+                           published ports), --network none, or a network namespace with an \
+                           interface for the container";
+        if !self.own_network {
+            let reason = "has no network namespace, which means the host's: a machine takes over \
+                          the interfaces of its network namespace, and the host would lose them";
+            return Err(field("linux.namespaces", format!("{reason}; {alternative}")));
+        }
+        let Some(path) = &self.network else { return Ok(()) };
+        let host = HOST.iter().find_map(|path| Path::new(path).metadata().ok());
+        match (path.metadata(), host) {
+            (Ok(one), Some(host)) if (one.dev(), one.ino()) == (host.dev(), host.ino()) => {
+                let reason = format!(
+                    "{} is the host's network namespace, whose interfaces the machine would \
+                     take over",
+                    path.display()
+                );
+                Err(field("linux.namespaces", format!("{reason}; {alternative}")))
+            }
+            _ => Ok(()),
+        }
     }
 }
 

@@ -24,6 +24,13 @@ fn spec(more: &Value) -> Value {
     for (key, value) in more.as_object().unwrap() {
         spec[key] = value.clone();
     }
+    let namespaces = &mut spec["linux"]["namespaces"];
+    let network = json!({"type": "network"});
+    match namespaces.as_array_mut() {
+        Some(list) if list.iter().any(|one| one["type"] == "network") => {}
+        Some(list) => list.push(network),
+        None => *namespaces = json!([network]),
+    }
     spec
 }
 
@@ -69,6 +76,22 @@ fn what_the_host_cannot_do_is_named() {
         let error = plan(&more).unwrap_err().to_string();
         assert!(error.starts_with(name), "{error}");
     }
+}
+
+#[test]
+fn the_hosts_network_is_refused_with_the_alternative() {
+    let of = |namespaces: &Value| {
+        let mut spec = spec(&json!({}));
+        spec["linux"]["namespaces"] = namespaces.clone();
+        let (_dir, bundle) = bundle(spec);
+        Plan::new("c1", &bundle.unwrap(), HOST, &|_| None)
+    };
+    for hosts in [json!([]), json!([{"type": "network", "path": "/proc/self/ns/net"}])] {
+        let error = of(&hosts).unwrap_err().to_string();
+        assert!(error.starts_with("linux.namespaces"), "{error}");
+        assert!(error.contains("take") && error.contains("--network bridge"), "{error}");
+    }
+    assert!(of(&json!([{"type": "network"}])).unwrap().network.is_none());
 }
 
 #[test]

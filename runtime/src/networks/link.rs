@@ -1,0 +1,82 @@
+//! What the host's kernel knows of links and routes.
+
+use std::net::{Ipv4Addr, Ipv6Addr};
+use std::path::Path;
+
+use super::NetworkError;
+use super::cidr::Cidr;
+
+const CLASS: &str = "/sys/class/net";
+
+/// Whether there is an interface `name`.
+pub(super) fn exists(name: &str) -> bool {
+    Path::new(CLASS).join(name).symlink_metadata().is_ok()
+}
+
+/// Whether it is a bridge.
+pub(super) fn is_bridge(name: &str) -> bool {
+    Path::new(CLASS).join(name).join("bridge").exists()
+}
+
+/// Its hardware address.
+pub(super) fn mac(name: &str) -> Option<String> {
+    let text = std::fs::read_to_string(Path::new(CLASS).join(name).join("address")).ok()?;
+    Some(text.trim().to_owned())
+}
+
+/// Removes an interface.
+pub(super) fn remove(name: &str) -> Result<(), NetworkError> {
+    let failed =
+        |source| NetworkError::System { what: format!("remove the interface {name}"), source };
+    let path = Path::new(CLASS).join(name).join("ifindex");
+    let index = std::fs::read_to_string(path).map_err(failed)?;
+    let index = index.trim().parse().map_err(|error| failed(std::io::Error::other(error)))?;
+    crate::network::remove_link(index).map_err(|errno| failed(errno.into()))
+}
+
+/// Destinations that the host has routes to, but for the default ones.
+pub(super) fn routed() -> Vec<Cidr> {
+    let read = |path| std::fs::read_to_string(path).unwrap_or_default();
+    let mut all: Vec<Cidr> = read("/proc/net/route").lines().filter_map(ipv4).collect();
+    all.extend(read("/proc/net/ipv6_route").lines().filter_map(ipv6));
+    all.retain(|subnet| subnet.length() > 0);
+    all
+}
+
+/// A line of /proc/net/route.
+fn ipv4(line: &str) -> Option<Cidr> {
+    let words: Vec<&str> = line.split_whitespace().collect();
+    let number = |at: usize| u32::from_str_radix(words.get(at)?, 16).ok();
+    // Both are in network order, printed as numbers of this machine's.
+    let (to, mask) = (number(1)?.swap_bytes(), number(7)?.swap_bytes());
+    Cidr::new(Ipv4Addr::from_bits(to).into(), u8::try_from(mask.leading_ones()).ok()?)
+}
+
+/// A line of /proc/net/ipv6_route.
+fn ipv6(line: &str) -> Option<Cidr> {
+    let mut words = line.split_whitespace();
+    let address = u128::from_str_radix(words.next()?, 16).ok()?;
+    let length = u8::from_str_radix(words.next()?, 16).ok()?;
+    Cidr::new(Ipv6Addr::from_bits(address).into(), length)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn routes_are_read() {
+        let line = "eth0\t000010AC\t00000000\t0001\t0\t0\t0\t00F0FFFF\t0\t0\t0";
+        assert_eq!(ipv4(line).unwrap().to_string(), "172.16.0.0/20");
+        assert_eq!(ipv4("Iface Destination Gateway"), None);
+        let line = "fd000000000000000000000000000000 40 00000000 00 0 0 0 0 0 eth0";
+        assert_eq!(ipv6(line).unwrap().to_string(), "fd00::/64");
+    }
+
+    #[test]
+    fn interfaces_are_known_by_name() {
+        assert!(exists("lo") && !exists("no-such-interface") && !is_bridge("lo"));
+        assert_eq!(mac("lo").as_deref(), Some("00:00:00:00:00:00"));
+        assert!(remove("no-such-interface").is_err());
+    }
+}

@@ -1,0 +1,249 @@
+//! Networks of `bulkhead run`: names, ports, what is closed, and that nothing is left.
+
+use bulkhead_tests::image::debian;
+use bulkhead_tests::leaks::none;
+use bulkhead_tests::program::{eventually, script};
+use bulkhead_tests::turn::{alone, shared};
+use bulkhead_tests::{Background, bulkhead, guest, small};
+use nix::sys::signal::{SIGKILL, kill};
+use nix::unistd::Pid;
+use serde_json::Value;
+
+/// A network that is removed when the case ends.
+struct Made(&'static str);
+
+impl Made {
+    #[track_caller]
+    fn new(name: &'static str, options: &[&str]) -> Made {
+        bulkhead(&[&["network", "create"], options, &[name]].concat()).ok();
+        Made(name)
+    }
+
+    fn inspect(&self) -> Value {
+        let text = bulkhead(&["network", "inspect", self.0]).ok();
+        serde_json::from_str::<Value>(&text).expect("JSON")[0].take()
+    }
+}
+
+impl Drop for Made {
+    fn drop(&mut self) {
+        let removed = bulkhead(&["network", "rm", self.0]);
+        if !std::thread::panicking() {
+            removed.expect(0);
+        }
+    }
+}
+
+fn address(container: &Background, key: &str) -> String {
+    let all = container.inspect()["NetworkSettings"]["Networks"].take();
+    let only = all.as_object().and_then(|all| all.values().next()).expect("one network");
+    only[key].as_str().unwrap_or_else(|| panic!("{key} in {only}")).to_owned()
+}
+
+/// GET on the host, by the shell.
+fn get(address: &str, port: u16) -> String {
+    script(&ask(address, port)).text()
+}
+
+/// The same for any bash.
+fn ask(address: &str, port: u16) -> String {
+    format!(
+        "exec 3<>/dev/tcp/{address}/{port} && \
+         printf \"GET /os-release HTTP/1.0\\r\\n\\r\\n\" >&3 && timeout 20 cat <&3"
+    )
+}
+
+/// A server of /etc on port 80.
+const SERVER: [&str; 6] = ["httpd", "-f", "-p", "80", "-h", "/etc"];
+
+#[test]
+fn containers_reach_each_other_and_the_host_a_published_port() {
+    let _turn = shared();
+    let made = Made::new("e2e-names", &["--ipv6", "--mtu", "1400"]);
+    let network = ["--network", made.0];
+    let options = ["--name", "e2e-web", "--hostname", "webhost", "-p", "127.0.0.1:18080:80"];
+    let web = Background::start(&[&network[..], &options].concat(), &SERVER);
+    let (four, six) = (address(&web, "IPAddress"), address(&web, "GlobalIPv6Address"));
+    let ports = web.inspect()["NetworkSettings"]["Ports"].clone();
+    assert_eq!(ports["80/tcp"][0]["HostPort"], "18080", "{ports}");
+
+    let options = ["--name", "e2e-peer", "--dns", "192.0.2.53", "--dns-search", "a.example"];
+    let more = ["--add-host", "db:192.0.2.7"];
+    // Debian's: a static busybox cannot look up names.
+    let run = [&["run", "-d"], &network[..], &options, &more, &[debian(), "sleep", "100000"]];
+    let peer = Background { id: bulkhead(&run.concat()).ok() };
+    for host in ["e2e-web", "webhost", &web.id[..12], &four, &six] {
+        let text = peer.exec(&format!("bash -c '{}'", ask(host, 80))).ok();
+        assert!(text.contains("ID=small"), "{host}: {text}");
+    }
+    let text = peer.exec("cat /etc/resolv.conf /etc/hosts /sys/class/net/eth0/mtu").ok();
+    for part in ["nameserver 192.0.2.53", "search a.example", "192.0.2.7\tdb", "\n1400"] {
+        assert!(text.contains(part), "{part} in {text}");
+    }
+    // Who came later is known as well, and who goes is forgotten.
+    let own = address(&peer, "IPAddress");
+    let hosts = || web.exec("cat /etc/hosts").ok();
+    assert!(hosts().contains(&format!("{own}\te2e-peer")), "{}", hosts());
+    drop(peer);
+    eventually("the name is gone", || !hosts().contains("e2e-peer"));
+
+    let answer = get("127.0.0.1", 18080);
+    assert!(answer.contains("ID=small"), "{answer}");
+    let taken = ["run", "--rm", "--network", made.0, "-p", "18080:81", small(), "true"];
+    bulkhead(&taken).fails_saying(125, &["18080:81/tcp", "e2e-web"]);
+    bulkhead(&["network", "rm", made.0]).fails_saying(1, &["in use by e2e-web"]);
+    assert_eq!(made.inspect()["Containers"][0], "e2e-web");
+}
+
+fn on<'a>(network: &'a str, options: &[&'a str]) -> Vec<&'a str> {
+    [&["--network", network], options].concat()
+}
+
+/// A host beyond the host: 203.0.113.2, with servers on ports 80 and 81.
+struct Outside(std::process::Child);
+
+impl Outside {
+    fn new() -> Outside {
+        let mut command = std::process::Command::new("unshare");
+        let child = command.args(["-n", "sleep", "100000"]).spawn().expect("unshare");
+        let pid = child.id();
+        let outside = Outside(child);
+        eventually("its namespace", || {
+            let of = |pid: &str| std::fs::read_link(format!("/proc/{pid}/ns/net")).ok();
+            of(&pid.to_string()) != of("self")
+        });
+        script(&format!(
+            "set -e; ip link add out0 type veth peer name out1 netns {pid}
+             ip addr add 203.0.113.1/24 dev out0; ip link set out0 up
+             in='nsenter -t {pid} -n'
+             $in ip addr add 203.0.113.2/24 dev out1; $in ip link set out1 up
+             $in busybox httpd -p 80 -h /usr/lib; $in busybox httpd -p 81 -h /usr/lib
+             busybox httpd -p 18081 -h /usr/lib"
+        ))
+        .ok();
+        outside
+    }
+}
+
+impl Drop for Outside {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+        // Servers in the namespace keep it alive.
+        script(
+            "for pid in $(pidof busybox); do tr '\\0' ' ' </proc/$pid/cmdline | grep -q '^busybox httpd' && kill $pid; done; true",
+        );
+    }
+}
+
+#[test]
+fn the_host_is_closed_and_egress_is_what_was_asked_for() {
+    let _turn = alone();
+    let made = Made::new("e2e-walls", &["--subnet", "10.99.7.0/24"]);
+    let _outside = Outside::new();
+    let request = |from: &Background, host: &str, seconds: u32| {
+        let (host, port) = host.split_once(':').unwrap_or((host, "80"));
+        from.exec(&format!(
+            "printf 'GET /os-release HTTP/1.0\\r\\n\\r\\n' | nc -w {seconds} {host} {port} | grep -q ID="
+        ))
+    };
+    let reaches = |from: &Background, host: &str| match request(from, host, 30) {
+        answer if answer.status == 0 => true,
+        answer => panic!("{host}: status {}, {}", answer.status, answer.stderr),
+    };
+    let cannot = |from: &Background, host: &str| request(from, host, 3).status == 1;
+    let refused = |from: &Background, what: &str| {
+        from.inspect()["NetworkSettings"]["Refused"][what].as_u64().unwrap()
+    };
+    let plain = Background::start(&on(made.0, &["--cap-add", "NET_ADMIN"]), &SERVER);
+    let own = address(&plain, "IPAddress");
+    assert!(reaches(&plain, "203.0.113.2"), "the way out");
+    for host in ["10.99.7.1:18081", "203.0.113.1:18081"] {
+        assert!(cannot(&plain, host), "{host} is the host");
+    }
+    assert!(refused(&plain, "host") > 0);
+    assert!(cannot(&plain, "169.254.169.254"));
+    assert!(refused(&plain, "metadata") > 0);
+
+    let open = Background::idle(&on(made.0, &["--allow-host"]));
+    assert!(reaches(&open, "10.99.7.1:18081") && reaches(&open, &own));
+    drop(open);
+
+    let shut = Background::start(&on(made.0, &["--egress", "none", "-p", "18082:80"]), &SERVER);
+    assert!(cannot(&shut, "203.0.113.2") && cannot(&shut, "10.99.7.1:18081"));
+    assert!(refused(&shut, "egress") > 0 && refused(&shut, "host") > 0);
+    let before = refused(&shut, "egress");
+    assert!(cannot(&shut, &own), "a neighbour");
+    assert!(refused(&shut, "egress") > before);
+    let answer = get("127.0.0.1", 18082);
+    assert!(answer.contains("ID=small"), "who asks is answered: {answer}");
+    drop(shut);
+
+    let list = format!("203.0.113.2:80,{own}");
+    let some = Background::idle(&on(made.0, &["--egress", &list]));
+    assert!(reaches(&some, "203.0.113.2") && reaches(&some, &own));
+    assert!(cannot(&some, "203.0.113.2:81"));
+    assert!(refused(&some, "egress") > 0);
+
+    // Another address than its own reaches nobody.
+    assert!(reaches(&some, &own));
+    plain.exec("ip addr add 10.99.7.200/24 dev eth0").ok();
+    assert!(reaches(&plain, "203.0.113.2"), "its own address still works");
+    plain.exec("ip route replace default via 10.99.7.1 dev eth0 src 10.99.7.200").ok();
+    assert!(cannot(&plain, "203.0.113.2"));
+}
+
+/// What a host holds of networks.
+fn held() -> String {
+    script(
+        "nft -s list ruleset; ls /sys/class/net; find /run/bulkhead/leases ! -name 'last_*'; \
+         grep -c nsfs /proc/self/mountinfo; true",
+    )
+    .text()
+}
+
+#[test]
+fn nothing_of_a_network_is_left() {
+    let _turn = alone();
+    let run = ["--network", "bridge", "-p", "18083:80", "--egress", "public"];
+    // The bridge, and what all networks have in common, stay.
+    guest(&run, "true").ok();
+    let before = held();
+    none(|| {
+        guest(&run, "ip addr show eth0 | grep -c inet").ok();
+        guest(&run, "exit 3").expect(3);
+        let killed = Background::start(&run, &SERVER);
+        let supervisor = killed.supervisor();
+        assert!(held() != before, "it can tell");
+        kill(Pid::from_raw(supervisor), SIGKILL).unwrap();
+        eventually("its end", || killed.inspect()["State"]["Status"] == "exited");
+        assert_eq!(held(), before, "after a killed supervisor and a look");
+    });
+    assert_eq!(held(), before);
+}
+
+#[test]
+fn what_no_network_can_be_is_told() {
+    let _turn = shared();
+    let run =
+        |options: &[&str]| bulkhead(&[&["run", "--rm"], options, &[small(), "true"]].concat());
+    let host = run(&["--network", "host"]).expect(125);
+    assert!(host.stderr.contains("a kernel of its own"), "{}", host.stderr);
+    run(&["--network", "nowhere"])
+        .fails_saying(125, &["no such network: nowhere", "network create"]);
+    run(&["--network", "none", "-p", "80:80"]).fails_saying(125, &["--publish"]);
+    let mut command = std::process::Command::new("bulkhead");
+    command.env("CNI_PATH", "/nowhere").args([
+        "run",
+        "--rm",
+        "--network",
+        "bridge",
+        small(),
+        "true",
+    ]);
+    let missing = bulkhead_tests::run(command);
+    missing.fails_saying(125, &["\"bridge\"", "containernetworking-plugins", "--network none"]);
+    let create = |options: &[&str]| bulkhead(&[&["network", "create"], options].concat());
+    create(&["--subnet", "127.0.0.0/30", "../x"]).fails_saying(1, &["../x"]);
+    create(&["--subnet", "10.1.0.0/31", "x"]).fails_saying(1, &["10.1.0.0/31"]);
+}

@@ -1,0 +1,120 @@
+//! Networks of engines: bridges that podman, docker and CNI make.
+
+use std::io::Read;
+use std::net::TcpStream;
+
+use super::*;
+
+/// Serves a line at port 80 of all addresses.
+const SERVE: &str = "echo served > /line; exec nc -ll -p 80 -e cat /line";
+
+/// What a server says that can be reached by an address.
+fn ask(address: &str) -> String {
+    let mut text = String::new();
+    eventually("a connection", || {
+        text.clear();
+        let stream = TcpStream::connect(address);
+        stream.is_ok_and(|mut stream| stream.read_to_string(&mut text).is_ok() && !text.is_empty())
+    });
+    text
+}
+
+/// Taps of ours in any named network namespace, and interfaces of the host on bridges.
+fn leftovers() -> String {
+    script(
+        "for n in $(ip netns list | cut -d' ' -f1); do ip -n $n -o link; done | grep bhtap; true",
+    )
+    .ok()
+}
+
+#[test]
+fn podman_networks() {
+    let _turn = shared();
+    let podman = Podman::new();
+    let configuration = podman.place.path().join("networks").display().to_string();
+    let podman_run = |words: &[&str]| {
+        let mut command = podman.command("podman", &["--network-config-dir", &configuration]);
+        command.args(words);
+        run(command)
+    };
+    let network = |name: &str, subnet: &str| {
+        let six = format!("fd77:{name}::/64").replace("net", "");
+        podman_run(&["network", "create", "--subnet", subnet, "--ipv6", "--subnet", &six, name])
+            .ok();
+    };
+    network("net1", "10.71.1.0/24");
+    network("net2", "10.71.2.0/24");
+    let words = ["run", "-d", "--name", "server", "--network", "net1", "--dns", "10.71.1.53"];
+    let more = ["--add-host", "friend:10.71.1.9", "-p", "127.0.0.1:8071:80", IMAGE];
+    podman_run(&[&words[..], &more, &["sh", "-c", SERVE]].concat()).ok();
+    assert_eq!(ask("127.0.0.1:8071"), "served\n");
+    let exec = |script: &str| podman_run(&["exec", "server", "sh", "-c", script]).ok();
+    let told = exec("ip -o addr; ip route; cat /etc/resolv.conf /etc/hosts");
+    for part in ["10.71.1.2/24", "fd77:1::2/64", "default via 10.71.1.1", "10.71.1.53", "friend"] {
+        assert!(told.contains(part), "{part}: {told}");
+    }
+    let client = "nc -w 9 10.71.1.2 80 && nc -w 9 fd77:1::2 80";
+    let words = ["run", "--rm", "--network", "net1", IMAGE, "sh", "-c", client];
+    assert_eq!(podman_run(&words).ok(), "served\nserved");
+    podman_run(&["network", "connect", "net2", "server"]).ok();
+    eventually("the second interface", || exec("ip -o addr").contains("10.71.2.2/24"));
+    assert_eq!(ask("10.71.2.2:80"), "served\n");
+    podman_run(&["network", "disconnect", "net2", "server"]).ok();
+    eventually("its end", || !exec("ip -o link").contains("eth1"));
+    assert_eq!(ask("10.71.1.2:80"), "served\n");
+    podman_run(&["rm", "-f", "-t", "0", "server"]).ok();
+    podman_run(&["network", "rm", "net1", "net2"]).ok();
+    assert_eq!(leftovers(), "");
+}
+
+/// docker's networks. Part of the one case of docker's: a daemon takes long to start there.
+pub(super) fn docker_networks(docker: &Docker) {
+    let network = |name: &str, subnet: &str| {
+        docker.run(&["network", "create", "--subnet", subnet, name]).ok();
+    };
+    network("net1", "10.72.1.0/24");
+    network("net2", "10.72.2.0/24");
+    let new = ["run", "--runtime", "bulkhead", "--network", "net1"];
+    let words = ["-d", "--name", "server", "-p", "127.0.0.1:8072:80", IMAGE, "sh", "-c", SERVE];
+    docker.run(&[&new[..], &words].concat()).ok();
+    assert_eq!(ask("127.0.0.1:8072"), "served\n");
+    let exec = |script: &str| docker.run(&["exec", "server", "sh", "-c", script]).ok();
+    let told = exec("ip -o addr; ip route; cat /etc/hosts");
+    for part in ["10.72.1.2/24", "default via 10.72.1.1", "10.72.1.2\t"] {
+        assert!(told.contains(part), "{part}: {told}");
+    }
+    // By the name that docker's resolver knows, at 127.0.0.11 of the namespace.
+    let client = ["--rm", IMAGE, "sh", "-c", "cat /etc/resolv.conf; nc -w 9 server 80"];
+    let told = docker.run(&[&new[..], &client].concat()).ok();
+    assert!(told.contains("nameserver 127.0.0.11") && told.ends_with("served"), "{told}");
+    docker.run(&["network", "connect", "net2", "server"]).ok();
+    eventually("the second interface", || exec("ip -o addr").contains("10.72.2.2/24"));
+    assert_eq!(ask("10.72.2.2:80"), "served\n");
+    docker.run(&["network", "disconnect", "net2", "server"]).ok();
+    eventually("its end", || !exec("ip -o link").contains("eth1"));
+    docker.run(&["rm", "-f", "server"]).ok();
+    docker.run(&["network", "rm", "net1", "net2"]).ok();
+    assert_eq!(leftovers(), "");
+}
+
+/// `ctr run --cni`, which sets the network up between `create` and `start`.
+pub(super) fn ctr_runs_with_cni(docker: &Docker, image: &str) {
+    let plugins = "mkdir -p /opt/cni /etc/cni/net.d && ln -sfn /usr/lib/cni /opt/cni/bin";
+    script(plugins).ok();
+    let list = serde_json::json!({
+        "cniVersion": "0.4.0", "name": "e2e",
+        "plugins": [{
+            "type": "bridge", "bridge": "e2ecni", "isGateway": true,
+            "ipam": { "type": "host-local", "subnet": "10.72.3.0/24",
+                      "routes": [{ "dst": "0.0.0.0/0" }] },
+        }],
+    });
+    std::fs::write("/etc/cni/net.d/00-e2e.conflist", list.to_string()).expect("the host's own");
+    let binary = runtime();
+    let words = ["run", "--rm", "--cni", "--runc-binary", &binary, image, "c2"];
+    let told = docker.ctr(&[&words[..], &["ip", "-o", "addr"]].concat());
+    std::fs::remove_file("/etc/cni/net.d/00-e2e.conflist").expect("it is there");
+    script("ip link del e2ecni").ok();
+    assert!(told.ok().contains("10.72.3.2/24"));
+    assert_eq!(leftovers(), "");
+}
