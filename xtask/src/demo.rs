@@ -53,7 +53,10 @@ pub fn here(tree: &Tree, command: &[PathBuf]) -> Result<ExitCode> {
 /// Runs a command in a test host with these options.
 pub fn in_host(tree: &Tree, options: &[&str], command: &[PathBuf]) -> Result<ExitCode> {
     let mut host = myself()?;
-    host.args(["host", "--timeout", HOST_LIMIT, "-e", TEST_THREADS]).args(options).arg("--").args(command);
+    host.args(["host", "--timeout", HOST_LIMIT, "-e", TEST_THREADS])
+        .args(options)
+        .arg("--")
+        .args(command);
     host.stdin(Stdio::null());
     finish(tree, host, &command[0])
 }
