@@ -17,6 +17,10 @@ use crate::agent::{Agent, Greeting};
 use crate::limits::Shape;
 use crate::network::{Keeper, Machine, Plug, Resolver, Watch};
 
+/// Interfaces that may come while the machine runs, beside those of the start. Each that
+/// never comes costs the boot a look at an empty window.
+const LATER: usize = 3;
+
 /// Serves the guest's connections to the host.
 pub(super) async fn answer_guest(mut events: mpsc::Receiver<VmmEvent>, resolver: Option<Resolver>) {
     while let Some(event) = events.recv().await {
@@ -120,8 +124,7 @@ pub(super) fn describe(
         machine.shares.push(share);
     }
     if let Some(plugs) = plugs {
-        // Later ones are to have room as well.
-        machine.net_slots = (MAX_NETS - plugs.len()) as u8;
+        machine.net_slots = LATER.min(MAX_NETS - plugs.len()) as u8;
         machine.nets = plugs.into_iter().map(|plug| plug.with(&mut add)).collect();
     }
     (machine, fds)
