@@ -68,10 +68,8 @@ pub(crate) struct Keeper {
 
 impl Drop for Keeper {
     fn drop(&mut self) {
-        for taken in &self.taken {
-            if let Err(error) = tap::untie(&mut self.netlink, taken.index) {
-                tracing::warn!("an interface is not given back: {error}");
-            }
+        for taken in std::mem::take(&mut self.taken) {
+            self.untie(&taken);
         }
     }
 }
@@ -113,19 +111,17 @@ impl Keeper {
         let &Interface { index, mac, mtu, .. } = interface;
         let guard = self.guard(interface, view)?;
         let queues = self.queues.take()?;
-        // From here on it is to be given back.
-        self.taken.push(Taken { index, mac, guard: guard.clone(), mtu, tap: 0, device: None });
-        match tap::make(&mut self.netlink, interface, &queues) {
-            Ok(tap) => {
-                if let Some(taken) = self.taken.last_mut() {
-                    taken.tap = tap;
-                }
-            }
+        let tap = match tap::make(&mut self.netlink, interface, &queues) {
+            Ok(tap) => tap,
             Err(error) => {
-                self.give_back(index);
+                // What is redirected now is the other machine's.
+                if matches!(error, NetworkError::Occupied { .. }) {
+                    self.queues.put_back(queues);
+                }
                 return Err(error);
             }
-        }
+        };
+        self.taken.push(Taken { index, mac, guard: guard.clone(), mtu, tap, device: None });
         let limits: Option<RateLimits> = self.policy.limits;
         // The guest's kernel takes this for the most that its MTU can ever be.
         let net = Net { mac, mtu: u16::MAX, taps: Vec::new(), limits, guard };
@@ -149,8 +145,14 @@ impl Keeper {
 
     /// Forgets an interface, and ends its redirect.
     fn give_back(&mut self, index: u32) {
-        self.taken.retain(|taken| taken.index != index);
-        if let Err(error) = tap::untie(&mut self.netlink, index) {
+        if let Some(at) = self.taken.iter().position(|taken| taken.index == index) {
+            let taken = self.taken.remove(at);
+            self.untie(&taken);
+        }
+    }
+
+    fn untie(&mut self, taken: &Taken) {
+        if let Err(error) = tap::untie(&mut self.netlink, taken.index, taken.tap) {
             tracing::warn!("an interface is not given back: {error}");
         }
     }

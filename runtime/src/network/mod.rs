@@ -228,20 +228,27 @@ impl Queues {
         }
         Ok(self.open.split_off(self.open.len() - self.pairs))
     }
+
+    /// Keeps those of which no tap was made.
+    fn put_back(&mut self, queues: Vec<OwnedFd>) {
+        self.open.extend(queues);
+    }
 }
 
 /// Removes what a machine that was killed left in the network namespace that this thread is
-/// in. Interfaces of one that lives are left alone.
+/// in: redirects to taps that have gone. All others are left alone.
 ///
 /// # Errors
 /// When the kernel does not tell, or refuses.
 pub fn clean() -> Result<(), NetworkError> {
     let mut netlink = Netlink::open().map_err(NetworkError::Socket)?;
     let all = View::names(&mut netlink)?;
-    let lives = |index| all.iter().any(|(_, name)| *name == tap::name(index));
-    for (index, name) in all.iter().filter(|(index, name)| name != "lo" && !lives(*index)) {
+    let lives = |index| all.iter().any(|(one, _)| *one == index);
+    for (index, name) in &all {
         let failed = |source| NetworkError::Tie { name: name.clone(), source };
-        tap::untie(&mut netlink, *index).map_err(failed)?;
+        for tap in tap::astray(&mut netlink, *index, lives).map_err(failed)? {
+            tap::untie(&mut netlink, *index, tap).map_err(failed)?;
+        }
     }
     Ok(())
 }
