@@ -549,8 +549,15 @@ async fn network(client: &Client) -> Outcome {
     busybox(&["ip", "link", "set", "any", "address", "02:00:00:00:00:07"])?;
     const INDEX: [u8; 4] = 77u32.to_ne_bytes();
     let [a, b, c, d] = INDEX;
-    let link =
-        |name: &str, mtu| Link { index: 77, name: name.into(), mac, mtu, up: true, device: None };
+    let link = |name: &str, mtu| Link {
+        index: 77,
+        name: name.into(),
+        mac,
+        mtu,
+        up: true,
+        device: None,
+        ipv6: None,
+    };
     let v4 =
         |last| item(&[2, 24, 0, 0, a, b, c, d], &[(1, &[10, 9, 0, last]), (2, &[10, 9, 0, last])]);
     let v6 = [0xfd, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 9];

@@ -256,6 +256,7 @@ impl Keeper {
             mtu: interface.mtu,
             up: interface.up,
             device: device(interface.index),
+            ipv6: interface.ipv6,
         };
         let network = Told {
             links: view.interfaces.iter().map(link).collect(),

@@ -4,7 +4,7 @@
 use std::collections::HashSet;
 
 use nix::errno::Errno;
-use protocol::network::{Item, MAX_ITEMS, MAX_MESSAGE};
+use protocol::network::{Ipv6, Item, MAX_ITEMS, MAX_MESSAGE};
 
 use super::netlink::{Netlink, attribute, attributes, kind_of, push, u32_at};
 use super::{NetworkError, TAP};
@@ -16,6 +16,13 @@ const ROUTE: usize = 12;
 const NEIGHBOUR: usize = 12;
 /// `struct rtnexthop`.
 const HOP: usize = 8;
+
+/// Of an interface: its settings of IPv6, and which is which (include/uapi/linux/if_link.h,
+/// ipv6.h).
+const IFLA_INET6_CONF: u16 = 2;
+const DEVCONF_ACCEPT_RA: usize = 3;
+const DEVCONF_AUTOCONF: usize = 5;
+const DEVCONF_DISABLE_IPV6: usize = 26;
 
 /// Of an address: who made it (include/uapi/linux/if_addr.h).
 const IFA_PROTO: u16 = 11;
@@ -62,6 +69,7 @@ pub(super) struct Interface {
     pub(super) mac: [u8; 6],
     pub(super) mtu: u32,
     pub(super) up: bool,
+    pub(super) ipv6: Option<Ipv6>,
 }
 
 /// An interface as it is listed.
@@ -190,10 +198,22 @@ fn listed(link: &[u8]) -> Option<Listed> {
             mac: *find(libc::IFLA_ADDRESS)?.first_chunk()?,
             mtu: number(libc::IFLA_MTU)?,
             up: flags & libc::IFF_UP as u32 != 0,
+            ipv6: find(libc::IFLA_AF_SPEC).and_then(ipv6),
             name,
         },
         port: number(libc::IFLA_MASTER).is_some_and(|master| master != 0),
         below: below.filter(|&below| below != 0),
+    })
+}
+
+/// The settings of IPv6 in an interface's IFLA_AF_SPEC.
+fn ipv6(families: &[u8]) -> Option<Ipv6> {
+    let settings = attribute(attribute(families, libc::AF_INET6 as u16)?, IFLA_INET6_CONF)?;
+    let setting = |at: usize| u32_at(settings, 4 * at).map(u32::cast_signed);
+    Some(Ipv6 {
+        disable: setting(DEVCONF_DISABLE_IPV6)?,
+        accept_ra: setting(DEVCONF_ACCEPT_RA)?,
+        autoconf: setting(DEVCONF_AUTOCONF)?,
     })
 }
 
