@@ -146,7 +146,7 @@ fn add(
         Ok(()) | Err(Errno::EEXIST) => Ok(()),
         // Of an interface without IPv6, by its settings or by the container's sysctls.
         Err(Errno::EACCES | Errno::EOPNOTSUPP) if is_ip6(item) => Ok(()),
-        refused => refused.system(|| format!("adding a {} ({:02x?})", kind.name, item.0)),
+        refused => refused.system(|| format!("adding the {} ({:02x?})", kind.name, item.0)),
     }
 }
 

@@ -7,7 +7,7 @@ use bulkhead_agent::{boot, kmsg};
 use protocol::agent::{Call, ErrorKind, Event, Message, Return, Stream};
 use protocol::apparmor::Policy;
 use protocol::machine::AddedMemory;
-use protocol::network::{Item, Link, Network};
+use protocol::network::{Ipv6, Item, Link, Network};
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::{sleep, timeout};
@@ -622,6 +622,21 @@ async fn network(client: &Client) -> Outcome {
     ] {
         let error = apply(&wrong).await.unwrap_err();
         ensure!(error.message.contains(field), "{field}: {error:?}");
+    }
+    // What is refused leaves the others, and is told.
+    wanted.addresses = vec![item(&[2, 99, 0, 0, a, b, c, d], &[(2, &[10, 9, 0, 5])]), v4(4)];
+    let error = apply(&wanted).await.unwrap_err();
+    ensure!(error.message.contains("adding the address"), "{error:?}");
+    let told = busybox(&["ip", "addr", "show", "net1"])?;
+    ensure!(told.contains("10.9.0.4/24") && !told.contains("10.9.0.3/24"), "{told}");
+    // IPv6 goes with its setting, and comes back with it.
+    wanted.addresses = vec![v4(4), item(&[10, 64, 0, 0, a, b, c, d], &[(1, &v6)])];
+    for disable in [1, 0] {
+        wanted.links[0].ipv6 = Some(Ipv6 { disable, ..Ipv6::default() });
+        apply(&wanted).await?;
+        let told = busybox(&["ip", "addr", "show", "net1"])?;
+        ensure!(told.contains("10.9.0.4/24"), "{told}");
+        ensure!(told.contains("fd00::9/64") == (disable == 0), "{disable}: {told}");
     }
     apply(&Network::default()).await?;
     busybox(&["ip", "link", "del", "net1"]).map(drop)

@@ -42,6 +42,10 @@ pub(crate) use watch::{Asks, Watch};
 /// What names of our taps begin with; the interface's number follows.
 const TAP: &str = "bhtap";
 
+/// Interfaces that may come while the machine runs, beside those of the start. Each that
+/// never comes costs the boot a look at an empty window.
+pub(crate) const LATER: usize = 3;
+
 /// Why a machine does not get its network.
 #[derive(Debug, thiserror::Error)]
 pub enum NetworkError {
@@ -94,6 +98,17 @@ pub enum NetworkError {
     #[error("the network namespace has {count} interfaces; a machine can have {MAX_NETS}")]
     TooMany {
         /// In the namespace.
+        count: usize,
+    },
+    /// All slots are taken.
+    #[error(
+        "the machine has no room for interface {name}: it was started for {count} at a time \
+         (those that there were, and {LATER} more)"
+    )]
+    NoRoom {
+        /// The interface.
+        name: String,
+        /// Slots.
         count: usize,
     },
     /// More than a guest is told.
