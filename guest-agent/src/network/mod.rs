@@ -77,7 +77,7 @@ impl Told {
                 }
             }
         }
-        let mut first = set_links(&mut kernel, &applied.links, &indexes, &former.network.links);
+        let mut first = set_links(&mut kernel, &applied.links, &indexes, former);
         // Addresses before the routes that need them. All of them: with an address the kernel
         // takes back what depends on it.
         for kind in KINDS.iter().rev() {
@@ -245,7 +245,7 @@ fn set_links(
     kernel: &mut Netlink,
     links: &[Link],
     indexes: &Indexes,
-    former: &[Link],
+    former: &Former,
 ) -> Result<(), AgentError> {
     // A name may be that of another one, which is to have another itself.
     for other in present(kernel)? {
@@ -260,7 +260,9 @@ fn set_links(
     let mut first = Ok(());
     for link in links {
         let Some(&index) = indexes.get(&link.index) else { continue };
-        let before = former.iter().find(|before| before.index == link.index);
+        // One that came anew under the host's number has the kernel's settings.
+        let same = former.indexes.get(&link.index) == Some(&index);
+        let before = former.network.links.iter().find(|one| same && one.index == link.index);
         first = first.and(set_up(kernel, link, index, before));
     }
     first
