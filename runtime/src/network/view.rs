@@ -116,8 +116,12 @@ impl View {
             let Interface { index, up, .. } = one.interface;
             up || kept.contains(&index) || addresses.iter().any(|(of, _)| *of == index)
         };
-        let candidates = listed.iter().filter(|one| !one.port && in_use(one));
-        let (interfaces, refused) = possible(candidates, &listed);
+        let mut candidates: Vec<_> = listed.iter().filter(|one| !one.port && in_use(one)).collect();
+        // Of two with one hardware address, the machine keeps the one that it has: one that
+        // came later can have the lower number.
+        candidates.sort_by_key(|one| !kept.contains(&one.interface.index));
+        let (mut interfaces, refused) = possible(candidates.into_iter(), &listed);
+        interfaces.sort_by_key(|one| one.index);
         let ours: HashSet<u32> = interfaces.iter().map(|interface| interface.index).collect();
         if ours.is_empty() {
             return Ok(View { taps, refused, ..View::default() });
