@@ -86,6 +86,28 @@ pub struct Link {
     /// [`crate::machine::Reply::Net`].
     #[serde(default)]
     pub device: Option<u8>,
+    /// Its settings of IPv6, where the host has any.
+    #[serde(default)]
+    pub ipv6: Option<Ipv6>,
+}
+
+/// Settings of IPv6 of an interface, as sysctls of those names have them
+/// (Documentation/networking/ip-sysctl.rst).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ipv6 {
+    /// disable_ipv6.
+    pub disable: i32,
+    /// accept_ra.
+    pub accept_ra: i32,
+    /// autoconf.
+    pub autoconf: i32,
+}
+
+impl Default for Ipv6 {
+    /// The kernel's own.
+    fn default() -> Ipv6 {
+        Ipv6 { disable: 0, accept_ra: 1, autoconf: 1 }
+    }
 }
 
 /// A message of rtnetlink(7) without its `struct nlmsghdr`.
@@ -98,8 +120,15 @@ mod tests {
 
     #[test]
     fn a_network_round_trips() {
-        let link =
-            Link { index: 2, name: "eth0".into(), mac: [2; 6], mtu: 1500, up: true, device: None };
+        let link = Link {
+            index: 2,
+            name: "eth0".into(),
+            mac: [2; 6],
+            mtu: 1500,
+            up: true,
+            device: None,
+            ipv6: Some(Ipv6 { disable: 1, ..Ipv6::default() }),
+        };
         let item = |byte| vec![Item(vec![byte; 20])];
         let network = Network {
             links: vec![link],

@@ -104,6 +104,13 @@ impl Namespace {
         script(&format!("ip -n {} {words}", self.name)).ok()
     }
 
+    /// Sets a file of /proc/sys.
+    #[track_caller]
+    pub fn sysctl(&self, path: &str, value: &str) {
+        script(&format!("ip netns exec {} sh -c 'echo {value} > /proc/sys/{path}'", self.name))
+            .ok();
+    }
+
     /// Qdiscs and taps of ours in it.
     #[track_caller]
     pub fn leftovers(&self) -> String {

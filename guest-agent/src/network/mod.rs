@@ -56,7 +56,8 @@ impl Told {
     /// Makes the network what `wanted` says.
     ///
     /// # Errors
-    /// Names what the kernel refused. What was done stays, and another call may go on.
+    /// Names the first object that the kernel refused. The others are there, and another call
+    /// tries again.
     pub fn apply(&self, wanted: Network) -> Result<(), AgentError> {
         check(&wanted)?;
         for device in wanted.links.iter().filter_map(|link| link.device) {
@@ -65,35 +66,31 @@ impl Told {
         let mut kernel = Netlink::open().system(|| "opening a netlink socket".into())?;
         let indexes = find(&mut kernel, &wanted.links)?;
         let mut former = self.0.borrow_mut();
-        let gone = |old: &[Item], new: &[Item]| -> Vec<Item> {
-            old.iter().filter(|item| !new.contains(item)).cloned().collect()
-        };
-        for (kind, old, new) in
-            KINDS.map(|kind| (kind, (kind.of)(&former.network).clone(), (kind.of)(&wanted).clone()))
-        {
-            for item in gone(&old, &new) {
+        let former = &mut *former;
+        let mut applied = wanted;
+        for kind in &KINDS {
+            let new = (kind.of)(&mut applied);
+            for item in (kind.of)(&mut former.network).iter().filter(|item| !new.contains(item)) {
                 // What went with its interface, or with an address, is gone already.
                 if let Some(message) = (kind.translate)(&item.0, &former.indexes) {
                     let _ = kernel.change(kind.delete, 0, &message);
                 }
             }
         }
-        set_links(&mut kernel, &wanted.links, &indexes)?;
+        let mut first = set_links(&mut kernel, &applied.links, &indexes, former);
         // Addresses before the routes that need them. All of them: with an address the kernel
         // takes back what depends on it.
         for kind in KINDS.iter().rev() {
-            (kind.of)(&wanted)
-                .iter()
-                .try_for_each(|item| add(&mut kernel, kind, item, &indexes))?;
+            (kind.of)(&mut applied).retain(|item| {
+                let added = add(&mut kernel, kind, item, &indexes);
+                let there = added.is_ok();
+                first = std::mem::replace(&mut first, Ok(())).and(added);
+                there
+            });
         }
-        let resolver = wanted.resolver;
-        let kept = former.resolver.take().filter(|kept| Some(kept.address) == resolver);
-        *former = Former { network: wanted, indexes, resolver: kept };
-        if let (Some(address), None) = (resolver, &former.resolver) {
-            let begun = Resolver::begin(address);
-            former.resolver = Some(begun.system(|| format!("listening at {address}, port 53"))?);
-        }
-        Ok(())
+        let resolver = Resolver::at(applied.resolver, former.resolver.take());
+        *former = Former { network: applied, indexes, resolver };
+        first
     }
 }
 
@@ -104,7 +101,7 @@ struct Kind {
     new: u16,
     delete: u16,
     flags: u16,
-    of: fn(&Network) -> &Vec<Item>,
+    of: fn(&mut Network) -> &mut Vec<Item>,
     translate: fn(&[u8], &Indexes) -> Option<Vec<u8>>,
 }
 
@@ -115,7 +112,7 @@ const KINDS: [Kind; 3] = [
         new: libc::RTM_NEWNEIGH,
         delete: libc::RTM_DELNEIGH,
         flags: CREATE | REPLACE,
-        of: |network| &network.neighbours,
+        of: |network| &mut network.neighbours,
         translate: |message, indexes| with_index(message, 12, indexes),
     },
     Kind {
@@ -123,7 +120,7 @@ const KINDS: [Kind; 3] = [
         new: libc::RTM_NEWROUTE,
         delete: libc::RTM_DELROUTE,
         flags: CREATE | APPEND,
-        of: |network| &network.routes,
+        of: |network| &mut network.routes,
         translate: route,
     },
     Kind {
@@ -131,7 +128,7 @@ const KINDS: [Kind; 3] = [
         new: libc::RTM_NEWADDR,
         delete: libc::RTM_DELADDR,
         flags: CREATE | REPLACE,
-        of: |network| &network.addresses,
+        of: |network| &mut network.addresses,
         translate: |message, indexes| with_index(message, 8, indexes),
     },
 ];
@@ -147,8 +144,15 @@ fn add(
     match kernel.change(kind.new, kind.flags, &message) {
         // The kernel made it itself, of an address.
         Ok(()) | Err(Errno::EEXIST) => Ok(()),
-        refused => refused.system(|| format!("adding a {} ({:02x?})", kind.name, item.0)),
+        // Of an interface without IPv6, by its settings or by the container's sysctls.
+        Err(Errno::EACCES | Errno::EOPNOTSUPP) if is_ip6(item) => Ok(()),
+        refused => refused.system(|| format!("adding the {} ({:02x?})", kind.name, item.0)),
     }
+}
+
+/// All three kinds of messages begin with the family.
+fn is_ip6(item: &Item) -> bool {
+    item.0.first().is_some_and(|&family| i32::from(family) == libc::AF_INET6)
 }
 
 fn check(network: &Network) -> Result<(), AgentError> {
@@ -236,7 +240,13 @@ fn present(kernel: &mut Netlink) -> Result<Vec<Present>, AgentError> {
     Ok(all.iter().filter_map(one).collect())
 }
 
-fn set_links(kernel: &mut Netlink, links: &[Link], indexes: &Indexes) -> Result<(), AgentError> {
+/// Sets up all of them, and gives the first error.
+fn set_links(
+    kernel: &mut Netlink,
+    links: &[Link],
+    indexes: &Indexes,
+    former: &Former,
+) -> Result<(), AgentError> {
     // A name may be that of another one, which is to have another itself.
     for other in present(kernel)? {
         let wanted = links.iter().find(|link| indexes.get(&link.index) == Some(&other.index));
@@ -247,27 +257,59 @@ fn set_links(kernel: &mut Netlink, links: &[Link], indexes: &Indexes) -> Result<
                 .system(|| format!("renaming interface {} of the guest", other.name))?;
         }
     }
+    let mut first = Ok(());
     for link in links {
         let Some(&index) = indexes.get(&link.index) else { continue };
-        let context = || format!("setting up the guest's interface {}", link.name);
-        let present = present(kernel)?;
-        let named = present.iter().any(|one| one.index == index && one.name == link.name);
-        if !named {
-            set_link(kernel, index, |message| push_name(message, &link.name)).system(context)?;
-        }
-        // The host has found out already that nobody else has the addresses.
-        let path = Path::new(IPV6).join(&link.name).join("accept_dad");
-        std::fs::write(&path, "0").system(|| path.display().to_string())?;
-        set_link(kernel, index, |message| {
-            let up = libc::IFF_UP as u32;
-            let flags = if link.up { up } else { 0 };
-            message[LINK_FLAGS..LINK_FLAGS + 4].copy_from_slice(&flags.to_ne_bytes());
-            message[LINK_FLAGS + 4..LINK_FLAGS + 8].copy_from_slice(&up.to_ne_bytes());
-            push(message, libc::IFLA_MTU, &link.mtu.to_ne_bytes());
-        })
-        .system(context)?;
+        // One that came anew under the host's number has the kernel's settings.
+        let same = former.indexes.get(&link.index) == Some(&index);
+        let before = former.network.links.iter().find(|one| same && one.index == link.index);
+        first = first.and(set_up(kernel, link, index, before));
     }
-    Ok(())
+    first
+}
+
+fn set_up(
+    kernel: &mut Netlink,
+    link: &Link,
+    index: u32,
+    former: Option<&Link>,
+) -> Result<(), AgentError> {
+    let context = || format!("setting up the guest's interface {}", link.name);
+    let named = present(kernel)?.iter().any(|one| one.index == index && one.name == link.name);
+    if !named {
+        set_link(kernel, index, |message| push_name(message, &link.name)).system(context)?;
+    }
+    // The host has found out already that nobody else has the addresses.
+    set_ipv6(link, "accept_dad", 0)?;
+    let before = former.and_then(|link| link.ipv6).unwrap_or_default();
+    let wanted = link.ipv6.unwrap_or_default();
+    for (name, wanted, before) in [
+        ("accept_ra", wanted.accept_ra, before.accept_ra),
+        ("autoconf", wanted.autoconf, before.autoconf),
+        ("disable_ipv6", wanted.disable, before.disable),
+    ] {
+        // What the container has set itself stays, for as long as its namespace's does.
+        if wanted != before {
+            set_ipv6(link, name, wanted)?;
+        }
+    }
+    let up = set_link(kernel, index, |message| {
+        let up = libc::IFF_UP as u32;
+        let flags = if link.up { up } else { 0 };
+        message[LINK_FLAGS..LINK_FLAGS + 4].copy_from_slice(&flags.to_ne_bytes());
+        message[LINK_FLAGS + 4..LINK_FLAGS + 8].copy_from_slice(&up.to_ne_bytes());
+        push(message, libc::IFLA_MTU, &link.mtu.to_ne_bytes());
+    });
+    up.system(context)
+}
+
+/// Sets one of an interface's settings of IPv6, which it does not have below an MTU of 1280.
+fn set_ipv6(link: &Link, name: &str, value: i32) -> Result<(), AgentError> {
+    let path = Path::new(IPV6).join(&link.name).join(name);
+    match std::fs::write(&path, value.to_string()) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        written => written.system(|| path.display().to_string()),
+    }
 }
 
 fn push_name(message: &mut Vec<u8>, name: &str) {

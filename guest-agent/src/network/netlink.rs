@@ -85,18 +85,21 @@ impl Netlink {
                     continue;
                 }
                 match (kind, payload.first_chunk()) {
-                    (NLMSG_ERROR, Some(code)) => {
-                        return match i32::from_ne_bytes(*code) {
-                            0 => Ok(()),
-                            code => Err(Errno::from_raw(-code)),
-                        };
+                    // A dump that failed half-way has its errno at the end as well.
+                    (NLMSG_ERROR | NLMSG_DONE, Some(code)) => {
+                        return outcome(i32::from_ne_bytes(*code));
                     }
-                    (NLMSG_DONE, _) => return Ok(()),
+                    (NLMSG_DONE, None) => return Ok(()),
                     _ => object(kind, payload),
                 }
             }
         }
     }
+}
+
+/// What the kernel says of a request: 0, or an errno, negative.
+fn outcome(code: i32) -> Result<(), Errno> {
+    if code < 0 { Err(Errno::from_raw(code.saturating_neg())) } else { Ok(()) }
 }
 
 struct Message<'a> {

@@ -22,6 +22,8 @@ const PORT: u16 = 53;
 const ROOM: usize = 64;
 /// How long a question may be under way.
 const PATIENCE: Duration = Duration::from_secs(15);
+/// Between an error of the socket and the next question.
+const BREATH: Duration = Duration::from_millis(5);
 /// Between two attempts to accept while descriptors are short.
 const PAUSE: Duration = Duration::from_millis(100);
 
@@ -29,7 +31,7 @@ const PAUSE: Duration = Duration::from_millis(100);
 #[derive(Debug)]
 pub(super) struct Resolver {
     /// Where.
-    pub(super) address: Ipv4Addr,
+    address: Ipv4Addr,
     tasks: [JoinHandle<()>; 2],
 }
 
@@ -40,8 +42,21 @@ impl Drop for Resolver {
 }
 
 impl Resolver {
-    /// Serves at `address`.
-    pub(super) fn begin(address: Ipv4Addr) -> std::io::Result<Resolver> {
+    /// Serves at `address`, if at any: by the former one, where that is there. A container
+    /// can have the port itself, and does without then.
+    pub(super) fn at(address: Option<Ipv4Addr>, former: Option<Resolver>) -> Option<Resolver> {
+        let address = address?;
+        let kept = former.filter(|former| former.address == address);
+        kept.or_else(|| match Resolver::begin(address) {
+            Ok(begun) => Some(begun),
+            Err(error) => {
+                kmsg::log(&format!("no resolver at {address}, port {PORT}: {error}"));
+                None
+            }
+        })
+    }
+
+    fn begin(address: Ipv4Addr) -> std::io::Result<Resolver> {
         let at = SocketAddr::from((address, PORT));
         let datagrams = std::net::UdpSocket::bind(at)?;
         let connections = std::net::TcpListener::bind(at)?;
@@ -61,7 +76,8 @@ async fn answer(socket: UdpSocket, room: Arc<Semaphore>) {
     let mut question = vec![0; usize::from(u16::MAX)];
     loop {
         let Ok((length, from)) = socket.recv_from(&mut question).await else {
-            // Of a former answer that nobody wanted any more.
+            // Of a former answer that nobody wanted any more, or without end.
+            tokio::time::sleep(BREATH).await;
             continue;
         };
         let Ok(place) = room.clone().try_acquire_owned() else { continue };

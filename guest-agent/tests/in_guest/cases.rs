@@ -7,7 +7,7 @@ use bulkhead_agent::{boot, kmsg};
 use protocol::agent::{Call, ErrorKind, Event, Message, Return, Stream};
 use protocol::apparmor::Policy;
 use protocol::machine::AddedMemory;
-use protocol::network::{Item, Link, Network};
+use protocol::network::{Ipv6, Item, Link, Network};
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::{sleep, timeout};
@@ -549,8 +549,15 @@ async fn network(client: &Client) -> Outcome {
     busybox(&["ip", "link", "set", "any", "address", "02:00:00:00:00:07"])?;
     const INDEX: [u8; 4] = 77u32.to_ne_bytes();
     let [a, b, c, d] = INDEX;
-    let link =
-        |name: &str, mtu| Link { index: 77, name: name.into(), mac, mtu, up: true, device: None };
+    let link = |name: &str, mtu| Link {
+        index: 77,
+        name: name.into(),
+        mac,
+        mtu,
+        up: true,
+        device: None,
+        ipv6: None,
+    };
     let v4 =
         |last| item(&[2, 24, 0, 0, a, b, c, d], &[(1, &[10, 9, 0, last]), (2, &[10, 9, 0, last])]);
     let v6 = [0xfd, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 9];
@@ -615,6 +622,21 @@ async fn network(client: &Client) -> Outcome {
     ] {
         let error = apply(&wrong).await.unwrap_err();
         ensure!(error.message.contains(field), "{field}: {error:?}");
+    }
+    // What is refused leaves the others, and is told.
+    wanted.addresses = vec![item(&[2, 99, 0, 0, a, b, c, d], &[(2, &[10, 9, 0, 5])]), v4(4)];
+    let error = apply(&wanted).await.unwrap_err();
+    ensure!(error.message.contains("adding the address"), "{error:?}");
+    let told = busybox(&["ip", "addr", "show", "net1"])?;
+    ensure!(told.contains("10.9.0.4/24") && !told.contains("10.9.0.3/24"), "{told}");
+    // IPv6 goes with its setting, and comes back with it.
+    wanted.addresses = vec![v4(4), item(&[10, 64, 0, 0, a, b, c, d], &[(1, &v6)])];
+    for disable in [1, 0] {
+        wanted.links[0].ipv6 = Some(Ipv6 { disable, ..Ipv6::default() });
+        apply(&wanted).await?;
+        let told = busybox(&["ip", "addr", "show", "net1"])?;
+        ensure!(told.contains("10.9.0.4/24"), "{told}");
+        ensure!(told.contains("fd00::9/64") == (disable == 0), "{disable}: {told}");
     }
     apply(&Network::default()).await?;
     busybox(&["ip", "link", "del", "net1"]).map(drop)

@@ -13,7 +13,7 @@ use protocol::network::{Link, Network as Told};
 use super::netlink::Netlink;
 use super::resolver::named_in;
 use super::view::{Interface, View, ip_of};
-use super::{Indexes, Network, NetworkError, Policy, Queues, tap};
+use super::{Indexes, LATER, Network, NetworkError, Policy, Queues, tap};
 use crate::agent::Agent;
 use crate::sandbox::vmm::{ControlError, Requests};
 
@@ -61,17 +61,19 @@ pub(crate) struct Keeper {
     queues: Queues,
     policy: Policy,
     resolv_conf: Option<PathBuf>,
+    /// Interfaces that the machine can have at a time.
+    room: usize,
     taken: Vec<Taken>,
     /// What the guest has.
     told: Option<Told>,
+    /// Routes that it does not have.
+    left_out: usize,
 }
 
 impl Drop for Keeper {
     fn drop(&mut self) {
-        for taken in &self.taken {
-            if let Err(error) = tap::untie(&mut self.netlink, taken.index) {
-                tracing::warn!("an interface is not given back: {error}");
-            }
+        for taken in std::mem::take(&mut self.taken) {
+            self.untie(&taken);
         }
     }
 }
@@ -81,12 +83,24 @@ impl Network {
     /// the boot, and what tells of changes.
     pub(crate) async fn take_over(self) -> Result<(Keeper, Vec<Plug>, OwnedFd), NetworkError> {
         let Network { netlink, news, queues, policy, resolv_conf } = self;
-        let taken = Vec::new();
-        let mut keeper = Keeper { netlink, queues, policy, resolv_conf, taken, told: None };
-        let view = keeper.unoccupied().await?;
+        let mut keeper = Keeper {
+            netlink,
+            queues,
+            policy,
+            resolv_conf,
+            room: 0,
+            taken: Vec::new(),
+            told: None,
+            left_out: 0,
+        };
+        let mut view = keeper.unoccupied().await?;
+        if !view.refused.is_empty() {
+            return Err(view.refused.swap_remove(0));
+        }
         if view.interfaces.len() > MAX_NETS {
             return Err(NetworkError::TooMany { count: view.interfaces.len() });
         }
+        keeper.room = MAX_NETS.min(view.interfaces.len() + LATER);
         let take = |interface| keeper.take(interface, &view);
         let plugs = view.interfaces.iter().map(take).collect::<Result<_, _>>()?;
         Ok((keeper, plugs, news))
@@ -112,20 +126,22 @@ impl Keeper {
     fn take(&mut self, interface: &Interface, view: &View) -> Result<Plug, NetworkError> {
         let &Interface { index, mac, mtu, .. } = interface;
         let guard = self.guard(interface, view)?;
+        if self.taken.len() >= self.room {
+            let name = interface.name.clone();
+            return Err(NetworkError::NoRoom { name, count: self.room });
+        }
         let queues = self.queues.take()?;
-        // From here on it is to be given back.
-        self.taken.push(Taken { index, mac, guard: guard.clone(), mtu, tap: 0, device: None });
-        match tap::make(&mut self.netlink, interface, &queues) {
-            Ok(tap) => {
-                if let Some(taken) = self.taken.last_mut() {
-                    taken.tap = tap;
-                }
-            }
+        let tap = match tap::make(&mut self.netlink, interface, &queues) {
+            Ok(tap) => tap,
             Err(error) => {
-                self.give_back(index);
+                // What is redirected now is the other machine's.
+                if matches!(error, NetworkError::Occupied { .. }) {
+                    self.queues.put_back(queues);
+                }
                 return Err(error);
             }
-        }
+        };
+        self.taken.push(Taken { index, mac, guard: guard.clone(), mtu, tap, device: None });
         let limits: Option<RateLimits> = self.policy.limits;
         // The guest's kernel takes this for the most that its MTU can ever be.
         let net = Net { mac, mtu: u16::MAX, taps: Vec::new(), limits, guard };
@@ -149,43 +165,58 @@ impl Keeper {
 
     /// Forgets an interface, and ends its redirect.
     fn give_back(&mut self, index: u32) {
-        self.taken.retain(|taken| taken.index != index);
-        if let Err(error) = tap::untie(&mut self.netlink, index) {
+        if let Some(at) = self.taken.iter().position(|taken| taken.index == index) {
+            let taken = self.taken.remove(at);
+            self.untie(&taken);
+        }
+    }
+
+    fn untie(&mut self, taken: &Taken) {
+        if let Err(error) = tap::untie(&mut self.netlink, taken.index, taken.tap) {
             tracing::warn!("an interface is not given back: {error}");
         }
     }
 
-    /// Makes the machine's network what the namespace has now.
+    /// Makes the machine's network what the namespace has now. What fails leaves the rest
+    /// as it should be; the first error is told.
     pub(crate) async fn settle(&mut self, machine: &Machine) -> Result<(), NetworkError> {
-        let kept = self.taken.iter().map(|taken| taken.index).collect();
-        let view = View::look(&mut self.netlink, &kept)?;
-        for index in self.gone(&view)? {
-            self.detach(index, machine).await?;
+        let kept = self.indexes();
+        let mut view = View::look(&mut self.netlink, &kept)?;
+        let mut first = Ok(());
+        for index in self.gone(&view) {
+            let detached = self.detach(index, machine).await;
+            first = first.and(detached);
         }
-        let has = |keeper: &Keeper, index| keeper.taken.iter().any(|taken| taken.index == index);
         for interface in &view.interfaces {
-            if !has(self, interface.index) {
-                self.attach(interface, &view, machine).await?;
+            if !self.indexes().contains(&interface.index) {
+                let attached = self.attach(interface, &view, machine).await;
+                first = first.and(attached);
             }
-            self.follow(interface)?;
+            first = first.and(self.follow(interface));
         }
-        self.tell(&view, machine).await
+        if !view.refused.is_empty() {
+            first = first.and(Err(view.refused.swap_remove(0)));
+        }
+        let view = view.of_these(&self.indexes());
+        let told = self.tell(&view, machine).await;
+        first.and(told)
     }
 
-    /// Those that are no longer there, or are others now.
-    fn gone(&self, view: &View) -> Result<Vec<u32>, NetworkError> {
-        let mut gone = Vec::new();
-        for taken in &self.taken {
+    fn indexes(&self) -> Indexes {
+        self.taken.iter().map(|taken| taken.index).collect()
+    }
+
+    /// Those that are no longer there, or are others now, or have more addresses than their
+    /// guard can.
+    fn gone(&self, view: &View) -> Vec<u32> {
+        let same = |taken: &&Taken| {
             let there = view.interfaces.iter().find(|there| there.index == taken.index);
-            let same = match there {
-                Some(there) => there.mac == taken.mac && self.guard(there, view)? == taken.guard,
-                None => false,
-            };
-            if !same {
-                gone.push(taken.index);
-            }
-        }
-        Ok(gone)
+            there.is_some_and(|there| {
+                let guard = self.guard(there, view);
+                there.mac == taken.mac && guard.is_ok_and(|guard| guard == taken.guard)
+            })
+        };
+        self.taken.iter().filter(|taken| !same(taken)).map(|taken| taken.index).collect()
     }
 
     /// Gives a tap what its interface has.
@@ -246,6 +277,14 @@ impl Keeper {
     }
 
     async fn tell(&mut self, view: &View, machine: &Machine) -> Result<(), NetworkError> {
+        if self.left_out != view.left_out {
+            self.left_out = view.left_out;
+            tracing::warn!(
+                "the machine does not have {} routes of its namespace: those by several gateways \
+                 at once, or by tunnels of their own",
+                self.left_out
+            );
+        }
         let device = |index| self.taken.iter().find(|taken| taken.index == index)?.device;
         let link = |interface: &Interface| Link {
             index: interface.index,
@@ -254,6 +293,7 @@ impl Keeper {
             mtu: interface.mtu,
             up: interface.up,
             device: device(interface.index),
+            ipv6: interface.ipv6,
         };
         let network = Told {
             links: view.interfaces.iter().map(link).collect(),

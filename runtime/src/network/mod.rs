@@ -42,6 +42,10 @@ pub(crate) use watch::{Asks, Watch};
 /// What names of our taps begin with; the interface's number follows.
 const TAP: &str = "bhtap";
 
+/// Interfaces that may come while the machine runs, beside those of the start. Each that
+/// never comes costs the boot a look at an empty window.
+pub(crate) const LATER: usize = 3;
+
 /// Why a machine does not get its network.
 #[derive(Debug, thiserror::Error)]
 pub enum NetworkError {
@@ -94,6 +98,17 @@ pub enum NetworkError {
     #[error("the network namespace has {count} interfaces; a machine can have {MAX_NETS}")]
     TooMany {
         /// In the namespace.
+        count: usize,
+    },
+    /// All slots are taken.
+    #[error(
+        "the machine has no room for interface {name}: it was started for {count} at a time \
+         (those that there were, and {LATER} more)"
+    )]
+    NoRoom {
+        /// The interface.
+        name: String,
+        /// Slots.
         count: usize,
     },
     /// More than a guest is told.
@@ -228,20 +243,27 @@ impl Queues {
         }
         Ok(self.open.split_off(self.open.len() - self.pairs))
     }
+
+    /// Keeps those of which no tap was made.
+    fn put_back(&mut self, queues: Vec<OwnedFd>) {
+        self.open.extend(queues);
+    }
 }
 
 /// Removes what a machine that was killed left in the network namespace that this thread is
-/// in. Interfaces of one that lives are left alone.
+/// in: redirects to taps that have gone. All others are left alone.
 ///
 /// # Errors
 /// When the kernel does not tell, or refuses.
 pub fn clean() -> Result<(), NetworkError> {
     let mut netlink = Netlink::open().map_err(NetworkError::Socket)?;
     let all = View::names(&mut netlink)?;
-    let lives = |index| all.iter().any(|(_, name)| *name == tap::name(index));
-    for (index, name) in all.iter().filter(|(index, name)| name != "lo" && !lives(*index)) {
+    let lives = |index| all.iter().any(|(one, _)| *one == index);
+    for (index, name) in &all {
         let failed = |source| NetworkError::Tie { name: name.clone(), source };
-        tap::untie(&mut netlink, *index).map_err(failed)?;
+        for tap in tap::astray(&mut netlink, *index, lives).map_err(failed)? {
+            tap::untie(&mut netlink, *index, tap).map_err(failed)?;
+        }
     }
     Ok(())
 }

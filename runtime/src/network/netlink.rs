@@ -108,13 +108,11 @@ impl Netlink {
                 }
                 whole &= flags & NLM_F_DUMP_INTR == 0;
                 match (kind, payload.first_chunk()) {
-                    (NLMSG_ERROR, Some(code)) => {
-                        return match i32::from_ne_bytes(*code) {
-                            0 => Ok(whole),
-                            code => Err(Errno::from_raw(-code)),
-                        };
+                    // A dump that failed half-way has its errno at the end as well.
+                    (NLMSG_ERROR | NLMSG_DONE, Some(code)) => {
+                        return outcome(i32::from_ne_bytes(*code)).map(|()| whole);
                     }
-                    (NLMSG_DONE, _) => return Ok(whole),
+                    (NLMSG_DONE, None) => return Ok(whole),
                     _ => object(payload),
                 }
             }
@@ -132,6 +130,11 @@ pub(super) fn news() -> Result<OwnedFd, Errno> {
 
 fn route_socket(flags: SockFlag) -> Result<OwnedFd, Errno> {
     socket(AddressFamily::Netlink, SockType::Raw, flags, SockProtocol::NetlinkRoute)
+}
+
+/// What the kernel says of a request: 0, or an errno, negative.
+fn outcome(code: i32) -> Result<(), Errno> {
+    if code < 0 { Err(Errno::from_raw(code.saturating_neg())) } else { Ok(()) }
 }
 
 struct Message<'a> {

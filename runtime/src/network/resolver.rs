@@ -1,11 +1,13 @@
 //! An engine's resolver at a loopback address of the namespace (docker's, at 127.0.0.11), for
-//! a guest, whose own loopback it is not.
+//! a guest, whose own loopback it is not. Other addresses are not relayed.
 //!
-//! Which one is what the container's resolv.conf names: the engine rewrites that file when
-//! networks come and go.
+//! Whether there is one is what the container's resolv.conf tells: the engine rewrites that
+//! file when networks come and go.
 
+use std::fs::File;
 use std::io::Read;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::Ipv4Addr;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,6 +17,9 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt, copy_bidirectional};
 use tokio::net::{TcpStream, UdpSocket, UnixStream};
 use tokio::sync::Semaphore;
 
+/// Where docker's resolver answers, the only one of a namespace. Others at loopback addresses
+/// are the container's own.
+const DOCKERS: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 11);
 /// Port of DNS.
 const PORT: u16 = 53;
 /// Conversations at a time; a guest's further ones are closed.
@@ -24,21 +29,26 @@ const PATIENCE: Duration = Duration::from_secs(15);
 /// How much of resolv.conf is read.
 const LONGEST: u64 = 64 << 10;
 
-/// The first loopback address that a resolv.conf(5) names.
+/// The relayed address that a resolv.conf(5) names. The container may have put
+/// something else into the file's place, where a directory is shared with it: nothing that
+/// leads elsewhere, or makes this thread wait, is read.
 pub(super) fn named_in(path: &Path) -> Option<Ipv4Addr> {
+    let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK | libc::O_NOCTTY;
+    let file = File::options().read(true).custom_flags(flags).open(path).ok()?;
+    if !file.metadata().ok()?.is_file() {
+        return None;
+    }
     let mut text = String::new();
-    std::fs::File::open(path).ok()?.take(LONGEST).read_to_string(&mut text).ok()?;
+    file.take(LONGEST).read_to_string(&mut text).ok()?;
     named(&text)
 }
 
 fn named(text: &str) -> Option<Ipv4Addr> {
-    let servers = text.lines().filter_map(|line| {
+    let mut servers = text.lines().filter_map(|line| {
         let mut words = line.split_whitespace();
         (words.next()? == "nameserver").then(|| words.next()?.parse().ok()).flatten()
     });
-    servers
-        .filter_map(|server| if let IpAddr::V4(server) = server { Some(server) } else { None })
-        .find(Ipv4Addr::is_loopback)
+    servers.find(|server| *server == DOCKERS)
 }
 
 /// Serves a guest that asks.
@@ -96,14 +106,26 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_a_loopback_address_is_the_namespaces() {
+    fn only_dockers_resolver_is_the_namespaces() {
         let docker = "search lan\nnameserver 127.0.0.11\noptions ndots:0\n";
-        assert_eq!(named(docker), Some(Ipv4Addr::new(127, 0, 0, 11)));
-        assert_eq!(named("nameserver 10.0.0.1\nnameserver 127.0.0.53"), "127.0.0.53".parse().ok());
+        assert_eq!(named(docker), Some(DOCKERS));
+        assert_eq!(named("nameserver 10.0.0.1\nnameserver 127.0.0.11"), Some(DOCKERS));
         for none in
-            ["", "nameserver", "nameserver ::1", "#nameserver 127.0.0.1", "nameserver 9.9.9.9"]
+            ["", "nameserver", "nameserver ::1", "#nameserver 127.0.0.11", "nameserver 127.0.0.53"]
         {
             assert_eq!(named(none), None, "{none}");
         }
+    }
+
+    #[test]
+    fn what_is_no_file_is_not_read() {
+        let directory = tempfile::tempdir().unwrap();
+        let [file, link, pipe] = ["file", "link", "pipe"].map(|name| directory.path().join(name));
+        std::fs::write(&file, "nameserver 127.0.0.11").unwrap();
+        std::os::unix::fs::symlink(&file, &link).unwrap();
+        nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        assert_eq!(named_in(&file), Some(DOCKERS));
+        assert_eq!((named_in(&link), named_in(&pipe)), (None, None));
+        assert_eq!(named_in(directory.path()), None);
     }
 }

@@ -4,7 +4,7 @@
 use std::collections::HashSet;
 
 use nix::errno::Errno;
-use protocol::network::{Item, MAX_ITEMS, MAX_MESSAGE};
+use protocol::network::{Ipv6, Item, MAX_ITEMS, MAX_MESSAGE};
 
 use super::netlink::{Netlink, attribute, attributes, kind_of, push, u32_at};
 use super::{NetworkError, TAP};
@@ -14,8 +14,13 @@ const LINK: usize = 16;
 const ADDRESS: usize = 8;
 const ROUTE: usize = 12;
 const NEIGHBOUR: usize = 12;
-/// `struct rtnexthop`.
-const HOP: usize = 8;
+
+/// Of an interface: its settings of IPv6, and which is which (include/uapi/linux/if_link.h,
+/// ipv6.h).
+const IFLA_INET6_CONF: u16 = 2;
+const DEVCONF_ACCEPT_RA: usize = 3;
+const DEVCONF_AUTOCONF: usize = 5;
+const DEVCONF_DISABLE_IPV6: usize = 26;
 
 /// Of an address: who made it (include/uapi/linux/if_addr.h).
 const IFA_PROTO: u16 = 11;
@@ -38,7 +43,7 @@ const ADDRESS_ATTRIBUTES: [u16; 5] = [
     libc::IFA_BROADCAST,
     9, /* priority */
 ];
-const ROUTE_ATTRIBUTES: [u16; 12] = [
+const ROUTE_ATTRIBUTES: [u16; 10] = [
     libc::RTA_DST,
     libc::RTA_SRC,
     libc::RTA_GATEWAY,
@@ -49,8 +54,6 @@ const ROUTE_ATTRIBUTES: [u16; 12] = [
     libc::RTA_TABLE,
     libc::RTA_VIA,
     libc::RTA_PREF,
-    libc::RTA_ENCAP_TYPE,
-    libc::RTA_ENCAP,
 ];
 const NEIGHBOUR_ATTRIBUTES: [u16; 2] = [libc::NDA_DST, libc::NDA_LLADDR];
 
@@ -62,6 +65,7 @@ pub(super) struct Interface {
     pub(super) mac: [u8; 6],
     pub(super) mtu: u32,
     pub(super) up: bool,
+    pub(super) ipv6: Option<Ipv6>,
 }
 
 /// An interface as it is listed.
@@ -75,7 +79,7 @@ struct Listed {
 }
 
 /// All that concerns a machine.
-#[derive(Debug, Default, PartialEq, Eq)]
+#[derive(Debug, Default)]
 pub(super) struct View {
     pub(super) interfaces: Vec<Interface>,
     /// Each with the interface's number.
@@ -84,6 +88,11 @@ pub(super) struct View {
     pub(super) neighbours: Vec<Item>,
     /// Names of our taps.
     pub(super) taps: Vec<String>,
+    /// Why interfaces are not among those.
+    pub(super) refused: Vec<NetworkError>,
+    /// Routes that a guest's kernel does not have: by several gateways at once, or by tunnels
+    /// of their own (RTA_ENCAP).
+    pub(super) left_out: usize,
 }
 
 impl View {
@@ -107,21 +116,28 @@ impl View {
             let Interface { index, up, .. } = one.interface;
             up || kept.contains(&index) || addresses.iter().any(|(of, _)| *of == index)
         };
-        let mut interfaces = Vec::new();
-        for one in listed.iter().filter(|one| !one.port && in_use(one)) {
-            let below = |other: &&Listed| one.below == Some(other.interface.index);
-            if let Some(other) = listed.iter().find(below) {
-                let (name, other) = (one.interface.name.clone(), other.interface.name.clone());
-                return Err(NetworkError::Stacked { name, other });
-            }
-            interfaces.push(one.interface.clone());
-        }
+        let mut candidates: Vec<_> = listed.iter().filter(|one| !one.port && in_use(one)).collect();
+        // Of two with one hardware address, the machine keeps the one that it has: one that
+        // came later can have the lower number.
+        candidates.sort_by_key(|one| !kept.contains(&one.interface.index));
+        let (mut interfaces, refused) = possible(candidates.into_iter(), &listed);
+        interfaces.sort_by_key(|one| one.index);
         let ours: HashSet<u32> = interfaces.iter().map(|interface| interface.index).collect();
         if ours.is_empty() {
-            return Ok(View { taps, ..View::default() });
+            return Ok(View { taps, refused, ..View::default() });
         }
+        let mut left_out = 0;
         let routes = dump(libc::RTM_GETROUTE, &[0; ROUTE], "routes")?;
-        let mut routes: Vec<_> = routes.iter().filter_map(|item| route(item, &ours)).collect();
+        let mut routes: Vec<_> = routes
+            .iter()
+            .filter_map(|item| match route(item, &ours)? {
+                Route::Of(item, by_gateway) => Some((by_gateway, item)),
+                Route::Unknown => {
+                    left_out += 1;
+                    None
+                }
+            })
+            .collect();
         // Those to gateways after those that lead there.
         routes.sort_by_key(|(by_gateway, _)| *by_gateway);
         let neighbours = dump(libc::RTM_GETNEIGH, &[0; NEIGHBOUR], "neighbours")?;
@@ -131,9 +147,25 @@ impl View {
             neighbours: neighbours.iter().filter_map(|item| neighbour(item, &ours)).collect(),
             interfaces,
             taps,
+            refused,
+            left_out,
         };
         view.check()?;
         Ok(view)
+    }
+
+    /// Leaves out what belongs to other interfaces than these.
+    pub(super) fn of_these(mut self, kept: &HashSet<u32>) -> View {
+        let has = |item: &Item, at: usize| u32_at(&item.0, at).is_none_or(|of| kept.contains(&of));
+        let leads = |item: &Item| {
+            let out = item.0.get(ROUTE..).and_then(|rest| attribute(rest, libc::RTA_OIF));
+            out.and_then(|out| u32_at(out, 0)).is_none_or(|of| kept.contains(&of))
+        };
+        self.interfaces.retain(|one| kept.contains(&one.index));
+        self.addresses.retain(|(of, _)| kept.contains(of));
+        self.routes.retain(leads);
+        self.neighbours.retain(|item| has(item, 4));
+        self
     }
 
     /// Numbers and names of all interfaces, whoever has them.
@@ -151,17 +183,30 @@ impl View {
         if count > MAX_ITEMS || items.map(|item| item.0.len()).max() > Some(MAX_MESSAGE) {
             return Err(NetworkError::TooMuch { count });
         }
-        for (at, one) in interfaces.iter().enumerate() {
-            if one.mac[0] & 1 != 0 || one.mac == [0; 6] {
-                return Err(NetworkError::Mac { name: one.name.clone() });
-            }
-            if let Some(other) = interfaces[..at].iter().find(|other| other.mac == one.mac) {
-                let (name, other) = (one.name.clone(), other.name.clone());
-                return Err(NetworkError::SameMac { name, other });
-            }
-        }
         Ok(())
     }
+}
+
+/// Those that a machine can have, and why not the others.
+fn possible<'a>(
+    candidates: impl Iterator<Item = &'a Listed>,
+    listed: &[Listed],
+) -> (Vec<Interface>, Vec<NetworkError>) {
+    let (mut interfaces, mut refused) = (Vec::<Interface>::new(), Vec::new());
+    for one in candidates {
+        let Interface { name, mac, .. } = one.interface.clone();
+        let below = listed.iter().find(|other| one.below == Some(other.interface.index));
+        if let Some(Listed { interface: other, .. }) = below {
+            refused.push(NetworkError::Stacked { name, other: other.name.clone() });
+        } else if mac[0] & 1 != 0 || mac == [0; 6] {
+            refused.push(NetworkError::Mac { name });
+        } else if let Some(other) = interfaces.iter().find(|other| other.mac == mac) {
+            refused.push(NetworkError::SameMac { name, other: other.name.clone() });
+        } else {
+            interfaces.push(one.interface.clone());
+        }
+    }
+    (interfaces, refused)
 }
 
 fn name_of(link: &[u8]) -> Option<String> {
@@ -190,10 +235,22 @@ fn listed(link: &[u8]) -> Option<Listed> {
             mac: *find(libc::IFLA_ADDRESS)?.first_chunk()?,
             mtu: number(libc::IFLA_MTU)?,
             up: flags & libc::IFF_UP as u32 != 0,
+            ipv6: find(libc::IFLA_AF_SPEC).and_then(ipv6),
             name,
         },
         port: number(libc::IFLA_MASTER).is_some_and(|master| master != 0),
         below: below.filter(|&below| below != 0),
+    })
+}
+
+/// The settings of IPv6 in an interface's IFLA_AF_SPEC.
+fn ipv6(families: &[u8]) -> Option<Ipv6> {
+    let settings = attribute(attribute(families, libc::AF_INET6 as u16)?, IFLA_INET6_CONF)?;
+    let setting = |at: usize| u32_at(settings, 4 * at).map(u32::cast_signed);
+    Some(Ipv6 {
+        disable: setting(DEVCONF_DISABLE_IPV6)?,
+        accept_ra: setting(DEVCONF_ACCEPT_RA)?,
+        autoconf: setting(DEVCONF_AUTOCONF)?,
     })
 }
 
@@ -223,9 +280,17 @@ fn is_ip(family: u8) -> bool {
     [libc::AF_INET, libc::AF_INET6].contains(&libc::c_int::from(family))
 }
 
-/// A route of any table but the local one, and whether it goes to a gateway; none by an
-/// interface that is not among `ours`.
-fn route(message: &[u8], ours: &HashSet<u32>) -> Option<(bool, Item)> {
+/// A route, as a guest can have it.
+#[derive(Debug, PartialEq, Eq)]
+enum Route {
+    /// One that it can have, and whether that goes by a gateway.
+    Of(Item, bool),
+    /// One that its kernel does not know.
+    Unknown,
+}
+
+/// A route of any table but the local one; none by an interface that is not among `ours`.
+fn route(message: &[u8], ours: &HashSet<u32>) -> Option<Route> {
     let mut header: [u8; ROUTE] = *message.first_chunk()?;
     let rest = &message[ROUTE..];
     let table = attribute(rest, libc::RTA_TABLE).and_then(|table| u32_at(table, 0));
@@ -247,45 +312,22 @@ fn route(message: &[u8], ours: &HashSet<u32>) -> Option<(bool, Item)> {
     header[8..].copy_from_slice(&(flags & ROUTE_FLAGS).to_ne_bytes());
     let mut item = header.to_vec();
     keep(&mut item, rest, &ROUTE_ATTRIBUTES);
-    let mut by_gateway = item.get(ROUTE..).is_some_and(goes_by_gateway);
+    let by_gateway =
+        [libc::RTA_GATEWAY, libc::RTA_VIA].iter().any(|kind| attribute(rest, *kind).is_some());
     if !refuses {
-        match (attribute(rest, libc::RTA_OIF), attribute(rest, libc::RTA_MULTIPATH)) {
-            (_, Some(hops)) => {
-                let (several, hops) = next_hops(hops, ours)?;
-                by_gateway |= several;
-                push(&mut item, libc::RTA_MULTIPATH, &hops);
-            }
-            (Some(out), None) if ours.contains(&u32_at(out, 0)?) => {
-                push(&mut item, libc::RTA_OIF, out);
-            }
-            _ => return None,
+        if attribute(rest, libc::RTA_MULTIPATH).is_some() {
+            return Some(Route::Unknown);
         }
-    }
-    Some((by_gateway, Item(item)))
-}
-
-fn goes_by_gateway(attributes: &[u8]) -> bool {
-    [libc::RTA_GATEWAY, libc::RTA_VIA].iter().any(|kind| attribute(attributes, *kind).is_some())
-}
-
-/// The hops of a route with several, without their states; whether one is a gateway.
-fn next_hops(mut hops: &[u8], ours: &HashSet<u32>) -> Option<(bool, Vec<u8>)> {
-    let (mut by_gateway, mut all) = (false, Vec::new());
-    while !hops.is_empty() {
-        let mut header: [u8; HOP] = *hops.first_chunk()?;
-        let length = usize::from(u16::from_ne_bytes([header[0], header[1]]));
-        let rest = hops.get(HOP..length)?;
-        if !ours.contains(&u32_at(&header, 4)?) {
+        let out = attribute(rest, libc::RTA_OIF)?;
+        if !ours.contains(&u32_at(out, 0)?) {
             return None;
         }
-        header[2] &= ROUTE_FLAGS as u8;
-        by_gateway |= goes_by_gateway(rest);
-        all.extend(header);
-        all.extend(rest);
-        all.resize(all.len().next_multiple_of(4), 0);
-        hops = hops.get(length.next_multiple_of(4)..).unwrap_or_default();
+        if attribute(rest, libc::RTA_ENCAP_TYPE).is_some() {
+            return Some(Route::Unknown);
+        }
+        push(&mut item, libc::RTA_OIF, out);
     }
-    Some((by_gateway, all))
+    Some(Route::Of(Item(item), by_gateway))
 }
 
 /// A neighbour that somebody has set.

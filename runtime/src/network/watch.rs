@@ -3,7 +3,7 @@
 //! ```text
 //! news ----> 20 ms later, and 200 ms after the last time at the earliest: settle
 //! ask  ----> settle at once, and answer
-//! settle fails -> again, after a second, two, ... a minute
+//! settle fails -> again, after a second, two, ... a minute; a second after news
 //! ```
 //!
 //! However many changes there are, the work is one look at the namespace for each interval.
@@ -95,6 +95,8 @@ impl Watcher {
         let mut due: Option<Instant> = None;
         let mut earliest = Instant::now();
         let mut retry = RETRY.0;
+        // Whether it is a failure after which we look again.
+        let mut failed = false;
         loop {
             let asked = tokio::select! {
                 biased;
@@ -103,11 +105,17 @@ impl Watcher {
                     None => return,
                 },
                 () = sleep_until(due.unwrap_or(earliest)), if due.is_some() => None,
-                ready = self.news.readable(), if due.is_none() => {
+                ready = self.news.readable(), if due.is_none() || failed => {
                     if ready.is_err() {
                         return;
                     }
-                    due = Some(earliest.max(Instant::now() + GROUP));
+                    let now = Instant::now();
+                    due = Some(match due {
+                        // What failed may succeed now.
+                        Some(due) => due.min(now + RETRY.0),
+                        None => earliest.max(now + GROUP),
+                    });
+                    failed = false;
                     continue;
                 }
             };
@@ -115,7 +123,7 @@ impl Watcher {
             self.drain();
             let outcome = self.keeper.settle(&self.machine).await.map_err(|error| chain(&error));
             earliest = Instant::now() + INTERVAL;
-            due = None;
+            (due, failed) = (None, outcome.is_err());
             match &outcome {
                 Ok(()) => (retry, self.said) = (RETRY.0, None),
                 Err(error) => {

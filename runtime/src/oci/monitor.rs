@@ -160,7 +160,7 @@ fn open(container: &Container, console: Option<UnixStream>) -> Result<Opened, Oc
         }
     };
     let plan = &container.record.plan;
-    let network = network::enter(plan)?;
+    let network = network::enter(container)?;
     let apparmor = apparmor::policies(plan.apparmor_profile())?;
     Ok(Opened { stdio: stdio(console)?, assets, network, apparmor })
 }

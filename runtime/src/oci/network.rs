@@ -1,12 +1,15 @@
 //! The network namespace of a container on the host.
 
 use std::fs::File;
+use std::io::ErrorKind;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use nix::sched::{CloneFlags, setns, unshare};
 
 use super::OciError;
-use super::plan::Plan;
+use super::plan::{Identity, hosts_network};
+use super::store::Container;
 use crate::container::chain;
 use crate::network::{self, Network, Policy};
 use crate::sandbox::LaunchError;
@@ -14,9 +17,21 @@ use crate::sandbox::LaunchError;
 /// Takes this process into the namespace, which is a new one unless it has a path, and opens
 /// it for a machine of the container's own. Before it is in the container's cgroup, and
 /// before it has threads.
-pub(super) fn enter(plan: &Plan) -> Result<Option<Network>, OciError> {
+pub(super) fn enter(container: &Container) -> Result<Option<Network>, OciError> {
+    let plan = &container.record.plan;
     match &plan.network {
-        Some(path) => join(path)?,
+        Some(path) => {
+            let namespace = open(path)?;
+            // The path may name another one than when the plan was made.
+            if plan.machine.is_none() && hosts_network() == Some(namespace.1) {
+                let reason = "it is the host's by now, whose interfaces a machine would take over";
+                return Err(failed("join", path)(std::io::Error::other(reason)));
+            }
+            join(path, namespace.0)?;
+            if plan.machine.is_none() {
+                container.note_network(namespace.1)?;
+            }
+        }
         None => unshare(CloneFlags::CLONE_NEWNET).map_err(|errno| OciError::Namespace {
             what: "make a network namespace".into(),
             source: errno.into(),
@@ -29,22 +44,42 @@ pub(super) fn enter(plan: &Plan) -> Result<Option<Network>, OciError> {
     Ok(Some(network.with_resolv_conf(plan.resolv_conf())))
 }
 
-fn join(path: &Path) -> Result<(), OciError> {
-    let failed = |source| OciError::Namespace {
-        what: format!("join the network namespace {}", path.display()),
-        source,
-    };
-    let namespace = File::open(path).map_err(failed)?;
-    setns(namespace, CloneFlags::CLONE_NEWNET).map_err(|errno| failed(errno.into()))
+/// The namespace at `path`, and which one it is.
+fn open(path: &Path) -> Result<(File, Identity), OciError> {
+    let opened = File::open(path).and_then(|namespace| {
+        let metadata = namespace.metadata()?;
+        Ok((namespace, (metadata.dev(), metadata.ino())))
+    });
+    opened.map_err(failed("open", path))
 }
 
-/// Ends the redirects in a namespace that lives on, where the monitor was killed.
-pub(super) fn give_back(plan: &Plan) {
-    // One that is a process's went with it.
-    let path = plan.network.as_ref().filter(|path| !path.starts_with("/proc") && path.exists());
-    let Some(path) = path else { return };
+fn join(path: &Path, namespace: File) -> Result<(), OciError> {
+    setns(namespace, CloneFlags::CLONE_NEWNET).map_err(|errno| failed("join", path)(errno.into()))
+}
+
+fn failed(verb: &str, path: &Path) -> impl FnOnce(std::io::Error) -> OciError {
+    let what = format!("{verb} the network namespace {}", path.display());
+    |source| OciError::Namespace { what, source }
+}
+
+/// Ends the redirects in a namespace that lives on, where the monitor was killed. Once its
+/// machine has gone.
+pub(super) fn give_back(container: &Container) {
+    let Some(path) = &container.record.plan.network else { return };
     let clean = || -> Result<(), OciError> {
-        join(path)?;
+        let Some(entered) = container.network()? else { return Ok(()) };
+        let (namespace, identity) = match open(path) {
+            // It went, with its process or otherwise.
+            Err(OciError::Namespace { source, .. }) if source.kind() == ErrorKind::NotFound => {
+                return Ok(());
+            }
+            other => other?,
+        };
+        // Or the path is another one's now.
+        if identity != entered {
+            return Ok(());
+        }
+        join(path, namespace)?;
         network::clean().map_err(|error| LaunchError::from(error).into())
     };
     // A thread of its own: this one stays where it is.

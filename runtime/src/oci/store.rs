@@ -25,7 +25,7 @@ use serde::{Deserialize, Serialize};
 
 use super::OciError;
 use super::create::start_of;
-use super::plan::{Neighbour, Plan};
+use super::plan::{Identity, Neighbour, Plan};
 use crate::dirs;
 use crate::files::{read_json, write_json};
 use crate::limits::Shape;
@@ -487,6 +487,22 @@ impl Container {
     /// When the file cannot be written.
     pub fn write_shape(&self, _: &Lock, shape: &Shape) -> Result<(), OciError> {
         self.write("shape.json", shape)
+    }
+
+    /// The network namespace that its machine took over, if that has a path.
+    ///
+    /// # Errors
+    /// When the file cannot be read.
+    pub fn network(&self) -> Result<Option<Identity>, OciError> {
+        Ok(read_json(&self.directory.join("network.json"))?)
+    }
+
+    /// Writes that down.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub fn note_network(&self, namespace: Identity) -> Result<(), OciError> {
+        self.write("network.json", &namespace)
     }
 
     /// How its process ended, if it did.

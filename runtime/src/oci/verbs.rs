@@ -367,9 +367,9 @@ pub(super) fn remove_rest(container: &Container) {
     if container.record.plan.machine.is_some() {
         Membership::await_end(&container.machine_dir(), container.id());
     } else {
-        network::give_back(&container.record.plan);
         let machine = container.machine_cgroup();
         cgroup::purge(&machine);
+        network::give_back(container);
         uids::purge(&uids_dir(), &machine.to_string_lossy());
         if let Err(error) = dirs::remove_tree(&container.machine_dir()) {
             tracing::warn!("cannot remove a sandbox's directory: {error}");

@@ -15,11 +15,7 @@ use super::vmm::{Pending, VmmEvent, VmmHandle};
 use super::{LaunchError, LaunchTimings, SandboxConfig, share};
 use crate::agent::{Agent, Greeting};
 use crate::limits::Shape;
-use crate::network::{Keeper, Machine, Plug, Resolver, Watch};
-
-/// Interfaces that may come while the machine runs, beside those of the start. Each that
-/// never comes costs the boot a look at an empty window.
-const LATER: usize = 3;
+use crate::network::{Keeper, LATER, Machine, Plug, Resolver, Watch};
 
 /// Serves the guest's connections to the host.
 pub(super) async fn answer_guest(mut events: mpsc::Receiver<VmmEvent>, resolver: Option<Resolver>) {
@@ -163,6 +159,24 @@ pub(super) async fn first_contact(
             // The VMM ended; the caller waits for the reason.
             None => std::future::pending().await,
         }
+    }
+}
+
+/// What `step` of the boot comes to, unless the VMM ends or the time is over before.
+pub(super) async fn in_time<T>(
+    step: impl Future<Output = Result<T, LaunchError>>,
+    vmm: &VmmHandle,
+    begin: Instant,
+    limit: Duration,
+) -> Result<T, LaunchError> {
+    tokio::select! {
+        biased;
+        result = step => result,
+        end = vmm.ended() => Err(LaunchError::Vmm(end)),
+        () = tokio::time::sleep_until((begin + limit).into()) => Err(LaunchError::NoAnswer {
+            seconds: limit.as_secs(),
+            console: vmm.console_tail(),
+        }),
     }
 }
 

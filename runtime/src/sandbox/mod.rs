@@ -48,7 +48,9 @@ pub use ended::VmmEnd;
 pub use error::LaunchError;
 use ids::{Both, High};
 pub use launch::available_mib;
-use launch::{answer_guest, check_memory, describe, explain, first_contact, introduce, prepare};
+use launch::{
+    answer_guest, check_memory, describe, explain, first_contact, in_time, introduce, prepare,
+};
 pub use overlay::clean as clean_overlay;
 pub use owner::ShareIds;
 use resources::Resources;
@@ -209,17 +211,9 @@ impl Sandbox {
             describe(config, assets, &resources, console, shares, (plugs, resolver.is_some()));
         let boot = vmm.request(Request::Boot(Box::new(machine)), fds);
         timings.boot_sent_us = micros();
-        let deadline = begin + config.boot_timeout;
-        let greeting = tokio::select! {
-            biased;
-            result = first_contact(boot, &mut events, timings, begin) => result,
-            end = vmm.ended() => Err(LaunchError::Vmm(end)),
-            () = tokio::time::sleep_until(deadline.into()) => Err(LaunchError::NoAnswer {
-                seconds: config.boot_timeout.as_secs(),
-                console: vmm.console_tail(),
-            }),
-        };
-        let greeting = match greeting {
+        let limit = config.boot_timeout;
+        let contact = first_contact(boot, &mut events, timings, begin);
+        let greeting = match in_time(contact, &vmm, begin, limit).await {
             Ok(greeting) => Ok(greeting),
             Err(error) => Err(explain(error, &vmm).await),
         };
@@ -233,7 +227,7 @@ impl Sandbox {
         let network = match network {
             Some((keeper, news)) => {
                 let machine = Machine { agent: agent.clone(), vmm: vmm.requests() };
-                Some(introduce(keeper, machine, news).await?)
+                Some(in_time(introduce(keeper, machine, news), &vmm, begin, limit).await?)
             }
             None => None,
         };

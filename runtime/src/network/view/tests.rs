@@ -58,7 +58,7 @@ fn what_is_the_kernels_own_affair_is_left_out() {
     assert_eq!(of(libc::IFA_F_DADFAILED, 1), None);
 }
 
-fn main_route(kind: u8, attributes: &[(u16, &[u8])]) -> Option<(bool, Item)> {
+fn main_route(kind: u8, attributes: &[(u16, &[u8])]) -> Option<Route> {
     let header = [2, 0, 0, 0, 254, 3, 0, kind, 0x10, 0, 0, 0];
     route(&message(&header, attributes), &HashSet::from([7]))
 }
@@ -68,12 +68,14 @@ fn routes_by_interfaces_of_others_are_left_out() {
     let (out, lo) = (7u32.to_ne_bytes(), 1u32.to_ne_bytes());
     let gateway: (u16, &[u8]) = (libc::RTA_GATEWAY, &[10, 0, 0, 1]);
     let by = |index: &[u8]| main_route(libc::RTN_UNICAST, &[gateway, (libc::RTA_OIF, index)]);
-    let (by_gateway, item) = by(&out).unwrap();
-    assert!(by_gateway && item.0[8] == 0, "its state is not told");
+    let Some(Route::Of(item, true)) = by(&out) else { panic!("a route by a gateway") };
+    assert_eq!(item.0[8], 0, "its state is not told");
     assert_eq!(by(&lo), None);
-    assert!(!main_route(libc::RTN_UNICAST, &[(libc::RTA_OIF, &out)]).unwrap().0);
+    let direct = main_route(libc::RTN_UNICAST, &[(libc::RTA_OIF, &out)]);
+    assert!(matches!(direct, Some(Route::Of(_, false))));
     // One that leads nowhere has the loopback interface in IPv6.
-    let (_, item) = main_route(libc::RTN_BLACKHOLE, &[(libc::RTA_OIF, &lo)]).unwrap();
+    let blackhole = main_route(libc::RTN_BLACKHOLE, &[(libc::RTA_OIF, &lo)]);
+    let Some(Route::Of(item, false)) = blackhole else { panic!("a route that leads nowhere") };
     assert_eq!(attribute(&item.0[ROUTE..], libc::RTA_OIF), None);
     assert_eq!(main_route(libc::RTN_LOCAL, &[(libc::RTA_OIF, &out)]), None);
     let table = u32::from(libc::RT_TABLE_LOCAL).to_ne_bytes();
@@ -81,15 +83,80 @@ fn routes_by_interfaces_of_others_are_left_out() {
 }
 
 #[test]
-fn hops_are_bounded_and_all_ours() {
-    let hop = |index: u8| [8, 0, 0x11, 0, index, 0, 0, 0];
-    let several = |hops: &[u8]| main_route(libc::RTN_UNICAST, &[(libc::RTA_MULTIPATH, hops)]);
-    let (_, item) = several(&[hop(7), hop(7)].concat()).unwrap();
-    let hops = attribute(&item.0[ROUTE..], libc::RTA_MULTIPATH).unwrap();
-    assert_eq!((hops.len(), hops[2]), (16, 0));
-    assert_eq!(several(&[hop(7), hop(8)].concat()), None);
-    assert_eq!(several(&[7, 0, 0, 0, 7, 0, 0, 0]), None, "shorter than its header");
-    assert_eq!(several(&[64, 0, 0, 0, 7, 0, 0, 0]), None, "longer than the list");
+fn routes_that_a_guests_kernel_does_not_have_are_counted() {
+    let out = 7u32.to_ne_bytes();
+    let several =
+        main_route(libc::RTN_UNICAST, &[(libc::RTA_MULTIPATH, &[8, 0, 0, 0, 7, 0, 0, 0])]);
+    assert_eq!(several, Some(Route::Unknown));
+    let tunnel: (u16, &[u8]) = (libc::RTA_ENCAP_TYPE, &[1, 0]);
+    let by = |index: &[u8]| main_route(libc::RTN_UNICAST, &[tunnel, (libc::RTA_OIF, index)]);
+    assert_eq!((by(&out), by(&[1, 0, 0, 0])), (Some(Route::Unknown), None));
+}
+
+#[test]
+fn one_that_cannot_be_taken_leaves_the_others() {
+    let one = |index: u32, last: u8, below| Listed {
+        interface: Interface {
+            index,
+            name: format!("eth{index}"),
+            mac: [2, 0, 0, 0, 0, last],
+            mtu: 1500,
+            up: true,
+            ipv6: None,
+        },
+        port: false,
+        below,
+    };
+    let listed = [one(2, 2, None), one(3, 2, None), one(4, 4, Some(2)), one(5, 5, None)];
+    let (interfaces, refused) = possible(listed.iter(), &listed);
+    assert_eq!(interfaces.iter().map(|one| one.index).collect::<Vec<_>>(), [2, 5]);
+    assert!(matches!(&refused[..], [NetworkError::SameMac { .. }, NetworkError::Stacked { .. }]));
+}
+
+#[test]
+fn what_is_not_taken_is_not_told() {
+    let interface = |index| Interface {
+        index,
+        name: format!("eth{index}"),
+        mac: [2; 6],
+        mtu: 1500,
+        up: true,
+        ipv6: None,
+    };
+    let out = |index: u32| {
+        let header = [2, 0, 0, 0, 254, 3, 0, 1, 0, 0, 0, 0];
+        Item(message(&header, &[(libc::RTA_OIF, &index.to_ne_bytes())]))
+    };
+    let neighbour = |index: u8| Item(vec![2, 0, 0, 0, index, 0, 0, 0, 0, 0, 0, 0]);
+    let nowhere = Item(vec![2, 0, 0, 0, 254, 3, 0, libc::RTN_BLACKHOLE, 0, 0, 0, 0]);
+    let view = View {
+        interfaces: vec![interface(2), interface(3)],
+        addresses: vec![(2, Item(vec![2])), (3, Item(vec![3]))],
+        routes: vec![out(2), out(3), nowhere.clone()],
+        neighbours: vec![neighbour(2), neighbour(3)],
+        ..View::default()
+    };
+    let left = view.of_these(&HashSet::from([3]));
+    assert_eq!(left.interfaces, [interface(3)]);
+    assert_eq!(left.addresses, [(3, Item(vec![3]))]);
+    assert_eq!(left.routes, [out(3), nowhere]);
+    assert_eq!(left.neighbours, [neighbour(3)]);
+}
+
+#[test]
+fn settings_of_ipv6_are_read() {
+    let mut settings = vec![0; 4 * 27];
+    for (at, value) in [(DEVCONF_ACCEPT_RA, 2), (DEVCONF_DISABLE_IPV6, 1)] {
+        settings[4 * at] = value;
+    }
+    let of = |settings: &[u8]| {
+        let family = message(&[], &[(1, &[0; 8]), (IFLA_INET6_CONF, settings)]);
+        let families = message(&[], &[(libc::AF_INET6 as u16, &family)]);
+        link(libc::ARPHRD_ETHER, &[(libc::IFLA_AF_SPEC, &families)]).unwrap().interface.ipv6
+    };
+    assert_eq!(of(&settings), Some(Ipv6 { disable: 1, accept_ra: 2, autoconf: 0 }));
+    assert_eq!(of(&settings[4..]), None, "too short");
+    assert_eq!(link(libc::ARPHRD_ETHER, &[]).unwrap().interface.ipv6, None);
 }
 
 proptest::proptest! {

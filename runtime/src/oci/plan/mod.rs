@@ -38,7 +38,7 @@ mod tests;
 
 use ids::Ids;
 use namespaces::Namespaces;
-pub use namespaces::{Neighbour, Neighbours};
+pub use namespaces::{Identity, Neighbour, Neighbours, hosts_network};
 pub(super) use resources::{Update, host_resources, updated};
 
 /// Name of the share that is the root file system.

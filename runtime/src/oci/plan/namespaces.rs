@@ -136,9 +136,8 @@ impl Namespaces {
             return Err(field("linux.namespaces", format!("{reason}; {alternative}")));
         }
         let Some(path) = &self.network else { return Ok(()) };
-        let host = HOST.iter().find_map(|path| Path::new(path).metadata().ok());
-        match (path.metadata(), host) {
-            (Ok(one), Some(host)) if (one.dev(), one.ino()) == (host.dev(), host.ino()) => {
+        match (path.metadata(), hosts_network()) {
+            (Ok(one), Some(host)) if (one.dev(), one.ino()) == host => {
                 let reason = format!(
                     "{} is the host's network namespace, whose interfaces the machine would \
                      take over",
@@ -149,6 +148,15 @@ impl Namespaces {
             _ => Ok(()),
         }
     }
+}
+
+/// Device and inode of a namespace's file: which one it is.
+pub type Identity = (u64, u64);
+
+/// Which network namespace is the host's.
+pub fn hosts_network() -> Option<Identity> {
+    let host = HOST.iter().find_map(|path| Path::new(path).metadata().ok())?;
+    Some((host.dev(), host.ino()))
 }
 
 /// Pid and file name of `/proc/PID/ns/FILE`.
