@@ -10,7 +10,7 @@ use std::collections::BTreeSet;
 
 use super::Containers;
 use super::place::{Place, VerbLock};
-use crate::{dirs, id};
+use crate::{dirs, id, networks};
 
 impl Containers {
     /// Removes what nobody owns. `names` is held while that is found out, and
@@ -21,10 +21,9 @@ impl Containers {
         for orphan in orphans {
             orphan.purge_sandbox();
             // The volatile one last: it finds the other again if we are killed.
-            for directory in [orphan.lib_dir(), orphan.run_dir()] {
-                if let Err(error) = dirs::remove_tree(&directory) {
-                    tracing::warn!("cannot remove what is left of a container: {error}");
-                }
+            let removed = networks::remove_all_else(&orphan.lib_dir());
+            if let Err(error) = removed.and_then(|()| dirs::remove_tree(&orphan.run_dir())) {
+                tracing::warn!("cannot remove what is left of a container: {error}");
             }
         }
     }
