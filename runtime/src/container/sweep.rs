@@ -63,6 +63,15 @@ mod tests {
         place
     }
 
+    /// A record of an earlier boot, of a network whose one plugin is in `plugins`.
+    fn attached(place: &Place, plugins: &Path) {
+        let record = serde_json::json!({ "list": { "cniVersion": "1.0.0", "name": "net",
+            "plugins": [{ "type": "takes-back" }] }, "subnets": [], "interface": "eth0",
+            "settings": {}, "ports": [], "names": [], "boot": "another", "plugins": plugins,
+            "rules": true, "keep_counts": false, "result": null });
+        std::fs::write(place.lib_dir().join("attached.json"), record.to_string()).unwrap();
+    }
+
     fn is_gone(place: &Place) -> bool {
         !place.lib_dir().exists() && !place.run_dir().exists()
     }
@@ -104,6 +113,23 @@ mod tests {
         all.sweep(all.lock_names().unwrap());
         assert!(!is_gone(&place));
         std::fs::remove_file(place.config_path()).unwrap();
+        all.sweep(all.lock_names().unwrap());
+        assert!(is_gone(&place));
+    }
+
+    #[test]
+    fn what_a_network_cannot_take_back_is_tried_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let all = home(dir.path());
+        let place = orphan(&all, "d");
+        attached(&place, dir.path());
+        all.sweep(all.lock_names().unwrap());
+        let left = place.lib_dir();
+        assert!(left.join("attached.json").exists() && !left.join("rw").exists());
+        let plugin = dir.path().join("takes-back");
+        std::fs::write(&plugin, "#!/bin/sh\ncat >/dev/null\n").unwrap();
+        let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+        std::fs::set_permissions(&plugin, mode).unwrap();
         all.sweep(all.lock_names().unwrap());
         assert!(is_gone(&place));
     }

@@ -251,6 +251,10 @@ pub fn detach(dirs: &Dirs, id: &str, attached: Option<&Attached>) -> Result<(), 
         record.rules = false;
         record::write(&lib, &record)?;
     }
+    if client(&record, id, &log).find_all().is_err() {
+        // They were moved since.
+        record.plugins = PluginPath::from_env();
+    }
     let namespace = attached.map(Attached::path);
     client(&record, id, &log).del(namespace.as_deref(), record.result.as_ref())?;
     record::forget(&lib)?;
