@@ -40,8 +40,9 @@ const LIMIT: Duration = Duration::from_secs(30);
 /// Most of its words that are told.
 const MAX_WORDS: usize = 2048;
 
-/// Tables, and what all containers have in common. To say it again changes nothing. From
-/// link-local addresses comes only what a bridge shows netfilter (br_netfilter).
+/// Tables, and what all containers have in common. To say it again changes nothing. A
+/// network's address counts where the network is: others could claim it. From link-local
+/// addresses comes only what a bridge shows netfilter (br_netfilter).
 const COMMON: &str = "\
 add table inet bulkhead
 add table netdev bulkhead
@@ -60,8 +61,8 @@ add chain inet bulkhead enter { type filter hook forward priority filter; policy
 flush chain inet bulkhead enter
 add rule inet bulkhead enter ct state established,related accept
 add rule inet bulkhead enter ct status dnat accept
-add rule inet bulkhead enter ip saddr @networks4 accept
-add rule inet bulkhead enter ip6 saddr @networks6 accept
+add rule inet bulkhead enter ip saddr @networks4 fib saddr . iif oif exists accept
+add rule inet bulkhead enter ip6 saddr @networks6 fib saddr . iif oif exists accept
 add rule inet bulkhead enter ip6 saddr fe80::/10 accept
 add rule inet bulkhead enter ip daddr @networks4 counter drop
 add rule inet bulkhead enter ip6 daddr @networks6 counter drop
