@@ -59,7 +59,7 @@ impl Known {
         self.ours && self.list.other.get(OURS).is_some_and(|ours| ours["internal"] == true)
     }
 
-    /// Its subnets, of one of ours.
+    /// Its subnets, as far as its list names them.
     pub fn subnets(&self) -> Vec<Cidr> {
         let ranges = self.list.plugins.iter().filter_map(|plugin| plugin.get("ipam"));
         let ranges = ranges.flat_map(|ipam| ipam["ranges"].as_array().into_iter().flatten());

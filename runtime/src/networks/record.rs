@@ -28,7 +28,7 @@ const LOOK: Duration = Duration::from_millis(20);
 pub struct Record {
     /// The network as it was then.
     pub list: NetworkList,
-    /// Its subnets, of one of ours.
+    /// Its subnets, as far as its list names them.
     pub subnets: Vec<Cidr>,
     /// Name of the interface.
     pub interface: String,

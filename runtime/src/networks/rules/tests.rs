@@ -139,7 +139,12 @@ fn networks_are_entered_by_published_ports() {
         .filter_map(|line| line.strip_prefix("add rule inet bulkhead enter "))
         .map(str::to_owned)
         .collect();
-    for accepted in ["established,related", "status dnat", "ip saddr @networks4 fib saddr . iif oif exists", "fe80::/10"] {
+    for accepted in [
+        "established,related",
+        "status dnat",
+        "ip saddr @networks4 fib saddr . iif oif exists",
+        "fe80::/10",
+    ] {
         assert!(at(&rules, accepted) < at(&rules, "ip daddr @networks4 counter drop"));
     }
     assert_eq!(at(&rules, "ip6 daddr @networks6 counter drop"), rules.len() - 1);
