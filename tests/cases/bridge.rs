@@ -1,8 +1,10 @@
 //! Networks of `bulkhead run`: names, ports, what is closed, and that nothing is left.
 
+use std::path::{Path, PathBuf};
+
 use bulkhead_tests::image::debian;
 use bulkhead_tests::leaks::none;
-use bulkhead_tests::program::{eventually, script};
+use bulkhead_tests::program::{Finished, eventually, script};
 use bulkhead_tests::turn::{alone, shared};
 use bulkhead_tests::{Background, bulkhead, guest, small};
 use nix::sys::signal::{SIGKILL, kill};
@@ -125,6 +127,14 @@ impl Outside {
     }
 }
 
+impl Outside {
+    /// GET there, by its own shell.
+    fn get(&self, address: &str, port: u16) -> Finished {
+        let ask = ask(address, port).replace("20 cat", "10 cat");
+        script(&format!("nsenter -t {} -n timeout 10 bash -c '{ask}'", self.0.id()))
+    }
+}
+
 impl Drop for Outside {
     fn drop(&mut self) {
         let _ = self.0.kill();
@@ -136,11 +146,38 @@ impl Drop for Outside {
     }
 }
 
+/// A network that the host's administrator describes: ptp, with CNI's own masquerade.
+struct Listed(PathBuf);
+
+impl Listed {
+    fn new() -> Listed {
+        let directory = Path::new("/etc/cni/net.d");
+        std::fs::create_dir_all(directory).expect("/etc/cni/net.d");
+        let list = serde_json::json!({ "cniVersion": "1.0.0", "name": "e2e-direct", "plugins": [
+            { "type": "ptp", "ipMasq": true, "ipam": { "type": "host-local",
+                "ranges": [[{ "subnet": "10.99.9.0/24" }]], "routes": [{ "dst": "0.0.0.0/0" }],
+                "dataDir": "/run/e2e-direct" } }] });
+        let path = directory.join("99-e2e-direct.conflist");
+        std::fs::write(&path, list.to_string()).expect("the list");
+        Listed(path)
+    }
+
+    fn name(&self) -> &'static str {
+        "e2e-direct"
+    }
+}
+
+impl Drop for Listed {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.0);
+    }
+}
+
 #[test]
 fn the_host_is_closed_and_egress_is_what_was_asked_for() {
     let _turn = alone();
     let made = Made::new("e2e-walls", &["--subnet", "10.99.7.0/24"]);
-    let _outside = Outside::new();
+    let outside = Outside::new();
     let request = |from: &Background, host: &str, seconds: u32| {
         let (host, port) = host.split_once(':').unwrap_or((host, "80"));
         from.exec(&format!(
@@ -162,6 +199,9 @@ fn the_host_is_closed_and_egress_is_what_was_asked_for() {
         assert!(cannot(&plain, host), "{host} is the host");
     }
     assert!(refused(&plain, "host") > 0);
+    let ways = "ip route add 10.99.0.0/16 via 203.0.113.1 dev out1";
+    script(&format!("nsenter -t {} -n {ways}", outside.0.id())).ok();
+    assert_ne!(outside.get(&own, 80).status, 0, "a port that is not published");
     assert!(cannot(&plain, "169.254.169.254"));
     assert!(refused(&plain, "metadata") > 0);
 
@@ -177,6 +217,8 @@ fn the_host_is_closed_and_egress_is_what_was_asked_for() {
     assert!(refused(&shut, "egress") > before);
     let answer = get("127.0.0.1", 18082);
     assert!(answer.contains("ID=small"), "who asks is answered: {answer}");
+    let answer = outside.get("203.0.113.1", 18082).text();
+    assert!(answer.contains("ID=small"), "from elsewhere as well: {answer}");
     drop(shut);
 
     let list = format!("203.0.113.2:80,{own}");
@@ -184,6 +226,18 @@ fn the_host_is_closed_and_egress_is_what_was_asked_for() {
     assert!(reaches(&some, "203.0.113.2") && reaches(&some, &own));
     assert!(cannot(&some, "203.0.113.2:81"));
     assert!(refused(&some, "egress") > 0);
+
+    // Where no bridge is, the host's end is where the host is.
+    let list = Listed::new();
+    let direct = Background::idle(&on(list.name(), &["--egress", "203.0.113.2:80,10.99.0.0/16"]));
+    assert!(reaches(&direct, "203.0.113.2"));
+    assert!(cannot(&direct, "203.0.113.2:81") && cannot(&direct, "203.0.113.1:18081"));
+    let before = refused(&direct, "networks");
+    assert!(cannot(&direct, &own), "a wide entry opens no other network");
+    assert!(refused(&direct, "networks") > before);
+    let sets = script("nft list set inet bulkhead translated4").text();
+    assert!(sets.contains("10.99.7.0/24") && !sets.contains("10.99.9.0/24"), "{sets}");
+    drop(direct);
 
     // Another address than its own reaches nobody.
     assert!(reaches(&some, &own));

@@ -36,17 +36,21 @@ impl Client<'_> {
     }
 
     /// Puts the namespace into the network. After an error, part of it may be: see
-    /// [`Client::del`].
+    /// [`Client::del`]. `note` gets the result so far after each plugin.
     ///
     /// # Errors
-    /// The first plugin's that fails.
-    pub fn add(&self, namespace: &Path) -> Result<Value, CniError> {
+    /// The first plugin's that fails, or that of `note`.
+    pub fn add<E: From<CniError>>(
+        &self,
+        namespace: &Path,
+        mut note: impl FnMut(&Value) -> Result<(), E>,
+    ) -> Result<Value, E> {
         let mut result = None;
         for plugin in self.plugins() {
             let input = self.input(plugin, result.as_ref());
             let output = self.attachment(Some(namespace)).run(name(plugin), Verb::Add, &input)?;
             let answer = |source| CniError::Answer { plugin: name(plugin).into(), source };
-            result = Some(serde_json::from_slice(&output).map_err(answer)?);
+            note(result.insert(serde_json::from_slice(&output).map_err(answer)?))?;
         }
         Ok(result.unwrap_or_default())
     }

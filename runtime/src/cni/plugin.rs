@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::CniError;
@@ -21,13 +21,13 @@ const DIRECTORIES: &str = "/opt/cni/bin:/usr/lib/cni:/usr/libexec/cni";
 const MAX_WORDS: usize = 2048;
 
 /// Directories of plugins, in the order in which they are searched.
-#[derive(Debug, Clone)]
-pub struct PluginPath(OsString);
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PluginPath(PathBuf);
 
 impl PluginPath {
     /// `CNI_PATH`, or the usual ones.
     pub fn from_env() -> PluginPath {
-        PluginPath(std::env::var_os("CNI_PATH").unwrap_or_else(|| DIRECTORIES.into()))
+        PluginPath(std::env::var_os("CNI_PATH").map_or_else(|| DIRECTORIES.into(), PathBuf::from))
     }
 
     #[cfg(test)]

@@ -31,14 +31,37 @@ pub struct Interface {
 /// An address.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Ip {
-    /// `ADDRESS/LENGTH`.
-    pub address: String,
+    /// Address and length of its prefix.
+    pub address: Address,
     /// The way out.
     #[serde(default)]
     pub gateway: Option<IpAddr>,
     /// Index of its interface.
     #[serde(default)]
     pub interface: Option<usize>,
+}
+
+/// `ADDRESS/LENGTH`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct Address(pub IpAddr, pub u8);
+
+impl TryFrom<String> for Address {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Address, String> {
+        let parse = || {
+            let (address, length) = text.split_once('/')?;
+            Some(Address(address.parse().ok()?, length.parse().ok()?))
+        };
+        parse().ok_or_else(|| format!("{text:?} is not ADDRESS/LENGTH"))
+    }
+}
+
+impl From<Address> for String {
+    fn from(Address(address, length): Address) -> String {
+        format!("{address}/{length}")
+    }
 }
 
 impl CniResult {
@@ -52,12 +75,9 @@ impl CniResult {
         self.interfaces.iter().find(|interface| !interface.sandbox.is_empty())
     }
 
-    /// Addresses with the lengths of their prefixes. What is no address is left out.
+    /// Addresses with the lengths of their prefixes.
     pub fn addresses(&self) -> impl Iterator<Item = (IpAddr, u8)> {
-        self.ips.iter().filter_map(|ip| {
-            let (address, length) = ip.address.split_once('/')?;
-            Some((address.parse().ok()?, length.parse().ok()?))
-        })
+        self.ips.iter().map(|ip| (ip.address.0, ip.address.1))
     }
 
     /// Gateways.
@@ -75,7 +95,7 @@ mod tests {
         let text = r#"{"cniVersion":"0.4.0","interfaces":[{"name":"br","mac":"02:00:00:00:00:01"},
             {"name":"veth1"},{"name":"eth0","mac":"x","sandbox":"/proc/1/fd/3"}],
             "ips":[{"version":"4","interface":2,"address":"10.0.0.2/24","gateway":"10.0.0.1"},
-            {"address":"fd00::2/64"},{"address":"nonsense"}],"routes":[],"dns":{}}"#;
+            {"address":"fd00::2/64"}],"routes":[],"dns":{}}"#;
         let result: CniResult = serde_json::from_str(text).unwrap();
         assert_eq!(result.on_host().count(), 2);
         assert_eq!(result.inside().unwrap().name, "eth0");
@@ -85,5 +105,10 @@ mod tests {
             [("10.0.0.2".parse().unwrap(), 24), ("fd00::2".parse().unwrap(), 64)]
         );
         assert_eq!(result.gateways().count(), 1);
+        for wrong in ["nonsense", "10.0.0.2", "10.0.0/8", "10.0.0.2/x"] {
+            let text = text.replace("fd00::2/64", wrong);
+            let error = serde_json::from_str::<CniResult>(&text).unwrap_err().to_string();
+            assert!(error.contains(wrong), "{error}");
+        }
     }
 }

@@ -86,7 +86,8 @@ impl Place {
     }
 
     /// Removes all files of the container. config.json goes first: without it
-    /// the container does not exist, whatever happens to the rest.
+    /// the container does not exist, whatever happens to the rest. What is needed to undo
+    /// a part of its network that could not be undone stays for the next sweep.
     pub(super) fn erase(&self, _: VerbLock) -> Result<(), ContainerError> {
         let (lib, config) = (self.lib_dir(), self.config_path());
         match std::fs::remove_file(&config) {
@@ -95,7 +96,7 @@ impl Place {
             }
             _ => {}
         }
-        dirs::remove_tree(&lib).map_err(ContainerError::io(&lib))?;
+        networks::remove_all_else(&lib).map_err(ContainerError::io(&lib))?;
         let run = self.run_dir();
         dirs::remove_tree(&run).map_err(ContainerError::io(&run))
     }

@@ -15,7 +15,7 @@ use protocol::agent::{Call, Event, Exit};
 
 use super::place::{SupervisorLock, VerbLock};
 use super::state::Machine;
-use super::{Container, ContainerError, State, chain};
+use super::{Container, ContainerError, Containers, State, chain};
 use crate::agent::AgentError;
 use crate::network::{Network, Policy};
 use crate::networks::{self, Attached, Joining};
@@ -161,6 +161,12 @@ fn join_network(container: &Container) -> Result<Option<Attached>, ContainerErro
         hostname: config.spec.spec["hostname"].as_str().unwrap_or_default(),
         auto_remove: config.auto_remove,
         options,
+        reconcile: |dirs, id| {
+            // One that is gone meanwhile, or that cannot be read, is another's concern.
+            if let Ok(other) = Containers::new(dirs.clone()).find(id) {
+                let _ = other.state();
+            }
+        },
     };
     Ok(Some(networks::attach(&joining)?))
 }

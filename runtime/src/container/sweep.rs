@@ -10,7 +10,7 @@ use std::collections::BTreeSet;
 
 use super::Containers;
 use super::place::{Place, VerbLock};
-use crate::{dirs, id};
+use crate::{dirs, id, networks};
 
 impl Containers {
     /// Removes what nobody owns. `names` is held while that is found out, and
@@ -21,10 +21,9 @@ impl Containers {
         for orphan in orphans {
             orphan.purge_sandbox();
             // The volatile one last: it finds the other again if we are killed.
-            for directory in [orphan.lib_dir(), orphan.run_dir()] {
-                if let Err(error) = dirs::remove_tree(&directory) {
-                    tracing::warn!("cannot remove what is left of a container: {error}");
-                }
+            let removed = networks::remove_all_else(&orphan.lib_dir());
+            if let Err(error) = removed.and_then(|()| dirs::remove_tree(&orphan.run_dir())) {
+                tracing::warn!("cannot remove what is left of a container: {error}");
             }
         }
     }
@@ -62,6 +61,15 @@ mod tests {
         std::fs::create_dir_all(place.run_dir()).unwrap();
         std::fs::write(place.run_dir().join("lock"), "").unwrap();
         place
+    }
+
+    /// A record of an earlier boot, of a network whose one plugin is in `plugins`.
+    fn attached(place: &Place, plugins: &Path) {
+        let record = serde_json::json!({ "list": { "cniVersion": "1.0.0", "name": "net",
+            "plugins": [{ "type": "takes-back" }] }, "subnets": [], "interface": "eth0",
+            "settings": {}, "ports": [], "names": [], "boot": "another", "plugins": plugins,
+            "rules": true, "keep_counts": false, "result": null });
+        std::fs::write(place.lib_dir().join("attached.json"), record.to_string()).unwrap();
     }
 
     fn is_gone(place: &Place) -> bool {
@@ -105,6 +113,23 @@ mod tests {
         all.sweep(all.lock_names().unwrap());
         assert!(!is_gone(&place));
         std::fs::remove_file(place.config_path()).unwrap();
+        all.sweep(all.lock_names().unwrap());
+        assert!(is_gone(&place));
+    }
+
+    #[test]
+    fn what_a_network_cannot_take_back_is_tried_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let all = home(dir.path());
+        let place = orphan(&all, "d");
+        attached(&place, dir.path());
+        all.sweep(all.lock_names().unwrap());
+        let left = place.lib_dir();
+        assert!(left.join("attached.json").exists() && !left.join("rw").exists());
+        let plugin = dir.path().join("takes-back");
+        std::fs::write(&plugin, "#!/bin/sh\ncat >/dev/null\n").unwrap();
+        let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+        std::fs::set_permissions(&plugin, mode).unwrap();
         all.sweep(all.lock_names().unwrap());
         assert!(is_gone(&place));
     }

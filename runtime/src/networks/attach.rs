@@ -5,9 +5,12 @@ use std::net::{IpAddr, TcpListener, UdpSocket};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::PathBuf;
 
+use nix::ifaddrs::getifaddrs;
 use nix::sched::{CloneFlags, setns, unshare};
 use serde_json::{Map, json};
 
+use super::definition::check_ipv6;
+use super::egress::{Allowed, Egress, Pinned};
 use super::files::{self, Identity};
 use super::options::{Networking, Protocol, Published};
 use super::record::{self, Record};
@@ -37,6 +40,9 @@ pub struct Joining<'a> {
     pub auto_remove: bool,
     /// What was asked for.
     pub options: &'a Networking,
+    /// Finds out whether a container that may have been killed lives, and takes it out of
+    /// its network if it does not.
+    pub reconcile: fn(&Dirs, &str),
 }
 
 /// The namespace of a container that is in its network.
@@ -81,12 +87,17 @@ fn enter(namespace: &OwnedFd) -> Result<(), NetworkError> {
 pub fn attach(joining: &Joining) -> Result<Attached, NetworkError> {
     let Joining { dirs, id, options, .. } = *joining;
     let networks = Networks::new(dirs.clone());
-    let known = networks.find(&options.network)?;
+    // Makes the default one.
+    networks.find(&options.network)?;
     // What is left of an earlier life.
     detach(dirs, id, None)?;
-    check_ports(dirs, &options.ports)?;
+    for (owner, _) in owners(dirs, &options.ports)? {
+        (joining.reconcile)(dirs, &owner);
+    }
+    // Not under a lock: names may take long.
+    let egress = options.egress.as_ref().map(Egress::resolve).transpose()?;
     let attached = new_namespace()?;
-    let result = join(joining, &networks, &known, &attached);
+    let result = join(joining, &networks, egress.unwrap_or_default(), &attached);
     if let Err(error) = result {
         if let Err(also) = detach(dirs, id, Some(&attached)) {
             tracing::warn!("{}", crate::container::chain(&also));
@@ -99,54 +110,36 @@ pub fn attach(joining: &Joining) -> Result<Attached, NetworkError> {
 fn join(
     joining: &Joining,
     networks: &Networks,
-    known: &Known,
+    (allowed, pinned): (Vec<Allowed>, Vec<Pinned>),
     attached: &Attached,
 ) -> Result<(), NetworkError> {
     let Joining { dirs, id, options, .. } = *joining;
     let lib = dirs.container_lib(id);
-    let (allowed, pinned) = match &options.egress {
-        Some(egress) => egress.resolve()?,
-        None => Default::default(),
-    };
-    let mut settings = Map::new();
-    if !options.ports.is_empty() {
-        let ports: Vec<_> = options.ports.iter().map(Published::mapping).collect();
-        settings.insert("portMappings".into(), json!(ports));
-    }
-    let mut names = vec![joining.name.to_owned(), joining.hostname.to_owned()];
-    names.push(crate::id::short(id).to_owned());
-    names.dedup();
-    let mut record = Record {
-        list: known.list.clone(),
-        subnets: known.subnets(),
-        interface: INTERFACE.into(),
-        settings,
-        ports: options.ports.clone(),
-        names,
-        rules: false,
-        keep_counts: !joining.auto_remove,
-        result: None,
-    };
     let log = record::log(&lib)?;
-    let path = PluginPath::from_env();
-    client(&record, id, &path, &log).find_all()?;
+    // Until the record is there, neither the network nor the ports can become another's.
+    let lock = networks.lock()?;
+    let known = networks.existing(&options.network)?;
+    check_ports(dirs, &options.ports)?;
+    let mut record = first_record(joining, &known)?;
+    client(&record, id, &log).find_all()?;
     record::write(&lib, &record)?;
     // Two that make a bridge at once hinder each other.
     let first = known.bridge().is_some_and(|bridge| !link::exists(bridge));
-    let lock = first.then(|| networks.lock()).transpose()?;
-    let added = client(&record, id, &path, &log).add(&attached.path())?;
-    drop((lock, log));
+    let lock = first.then_some(lock);
+    let mut noted = record.clone();
+    let added = client(&record, id, &log).add(&attached.path(), |so_far| {
+        noted.result = Some(so_far.clone());
+        record::write(&lib, &noted)
+    })?;
+    drop(lock);
+    let result: CniResult = serde_json::from_value(added.clone()).map_err(NetworkError::Result)?;
+    let policy = options.egress.as_ref().map(|egress| Policy { public: egress.public, allowed });
     record.result = Some(added);
+    record.sources = sources(&result, attached)?;
     record.rules = true;
     record::write(&lib, &record)?;
-    let result = record.outcome().unwrap_or_default();
-    let policy = options.egress.as_ref().map(|egress| Policy {
-        public: egress.public,
-        allowed,
-        name_servers: files::name_servers(options),
-    });
-    let guest = guest(joining, known, &record.subnets, &result, policy)?;
-    rules::set(&guest)?;
+    rules::set(&guest(joining, &known, &record, &result, policy)?, &log)?;
+    drop(log);
     let addresses = record.addresses();
     let (hostname, name) = (joining.hostname, joining.name);
     let gateway = result.gateways().next();
@@ -155,10 +148,41 @@ fn join(
     hosts::refresh(dirs, &known.list.name)
 }
 
+/// What is known before the first plugin runs.
+fn first_record(joining: &Joining, known: &Known) -> Result<Record, NetworkError> {
+    let options = joining.options;
+    let subnets = known.subnets();
+    if known.ours && subnets.iter().any(|subnet| !subnet.is_ipv4()) {
+        check_ipv6()?;
+    }
+    let mut settings = Map::new();
+    if !options.ports.is_empty() {
+        let ports: Vec<_> = options.ports.iter().map(Published::mapping).collect();
+        settings.insert("portMappings".into(), json!(ports));
+    }
+    let mut names = vec![joining.name.to_owned(), joining.hostname.to_owned()];
+    names.push(crate::id::short(joining.id).to_owned());
+    names.dedup();
+    Ok(Record {
+        list: known.list.clone(),
+        subnets,
+        interface: INTERFACE.into(),
+        settings,
+        ports: options.ports.clone(),
+        names,
+        boot: record::this_boot()?,
+        plugins: PluginPath::from_env(),
+        rules: false,
+        sources: Vec::new(),
+        keep_counts: !joining.auto_remove,
+        result: None,
+    })
+}
+
 fn guest<'a>(
     joining: &Joining<'a>,
     known: &Known,
-    subnets: &'a [crate::networks::cidr::Cidr],
+    record: &'a Record,
     result: &CniResult,
     policy: Option<Policy>,
 ) -> Result<Guest<'a>, NetworkError> {
@@ -169,29 +193,39 @@ fn guest<'a>(
     }
     Ok(Guest {
         id: joining.id,
-        addresses: sources(result),
-        subnets,
+        addresses: record.sources.clone(),
+        subnets: &record.subnets,
+        ours: known.ours,
         internal: known.internal(),
         allow_host: joining.options.allow_host,
         policy,
+        name_servers: files::name_servers(joining.options),
         ends,
-        bridges: on_host()
-            .filter(|name| link::is_bridge(name))
-            .filter_map(|name| link::mac(&name))
-            .collect(),
+        // Without a bridge, the end's own is where the host is.
+        macs: on_host().filter_map(|name| link::mac(&name)).collect(),
     })
 }
 
-/// All addresses that the guest may send from.
-fn sources(result: &CniResult) -> Vec<IpAddr> {
+/// All addresses that the guest may send from. The link-local one is as the kernel makes it,
+/// of the hardware address that it has, whatever plugins say.
+fn sources(result: &CniResult, attached: &Attached) -> Result<Vec<IpAddr>, NetworkError> {
+    let failed = || NetworkError::system("look at the container's interface");
+    let look = || {
+        setns(&attached.namespace, CloneFlags::CLONE_NEWNET)?;
+        let mut own = getifaddrs()?.filter(|one| one.interface_name == INTERFACE);
+        Ok(own.find_map(|one| one.address?.as_link_addr()?.addr()))
+    };
+    let looked: nix::Result<Option<[u8; 6]>> =
+        std::thread::scope(|scope| scope.spawn(look).join().unwrap_or(Err(nix::errno::Errno::EIO)));
+    let mac = looked.map_err(|errno| failed()(errno.into()))?;
     let mut all: Vec<IpAddr> = result.addresses().map(|(address, _)| address).collect();
-    all.extend(result.inside().and_then(|interface| rules::link_local(&interface.mac)));
-    all
+    all.extend(mac.map(rules::link_local));
+    Ok(all)
 }
 
-fn client<'a>(record: &'a Record, id: &'a str, path: &'a PluginPath, log: &'a File) -> Client<'a> {
-    let Record { list, interface, settings, .. } = record;
-    Client { list, path, container: id, interface, settings, log }
+fn client<'a>(record: &'a Record, id: &'a str, log: &'a File) -> Client<'a> {
+    let Record { list, interface, settings, plugins, .. } = record;
+    Client { list, path: plugins, container: id, interface, settings, log }
 }
 
 /// Takes the container `id` out of its network, as far as it is in one. Its namespace may
@@ -201,21 +235,28 @@ fn client<'a>(record: &'a Record, id: &'a str, path: &'a PluginPath, log: &'a Fi
 /// With the reason; what is left is known to the next call.
 pub fn detach(dirs: &Dirs, id: &str, attached: Option<&Attached>) -> Result<(), NetworkError> {
     let lib = dirs.container_lib(id);
-    let Some(mut record) = record::read(&lib)? else { return Ok(()) };
+    if record::read(&lib)?.is_none() {
+        return Ok(());
+    }
     let log = record::log(&lib)?;
-    let result = record.outcome().unwrap_or_default();
-    if record.rules {
+    // Somebody else may have done it while we waited.
+    let Some(mut record) = record::read(&lib)? else { return Ok(()) };
+    if record.rules && record.is_of(&record::this_boot()?) {
         if record.keep_counts {
             let path = lib.join("refused.json");
-            write_json(&path, &rules::refused(id))?;
+            write_json(&path, &rules::refused(id, MAX_ENDS))?;
         }
         // Before its addresses are another's.
-        rules::remove(id, &sources(&result), MAX_ENDS)?;
+        rules::remove(id, &record.sources, MAX_ENDS, &log)?;
         record.rules = false;
         record::write(&lib, &record)?;
     }
-    let (path, namespace) = (PluginPath::from_env(), attached.map(Attached::path));
-    client(&record, id, &path, &log).del(namespace.as_deref(), record.result.as_ref())?;
+    if client(&record, id, &log).find_all().is_err() {
+        // They were moved since.
+        record.plugins = PluginPath::from_env();
+    }
+    let namespace = attached.map(Attached::path);
+    client(&record, id, &log).del(namespace.as_deref(), record.result.as_ref())?;
     record::forget(&lib)?;
     drop(log);
     let NetworkList { name, .. } = &record.list;
@@ -236,11 +277,23 @@ fn new_namespace() -> Result<Attached, NetworkError> {
     Ok(Attached { namespace, host })
 }
 
+/// Containers that have one of these ports of the host.
+fn owners(dirs: &Dirs, ports: &[Published]) -> Result<Vec<(String, Record)>, NetworkError> {
+    if ports.is_empty() {
+        return Ok(Vec::new());
+    }
+    let has_one = |record: &Record| {
+        record.ports.iter().any(|other| ports.iter().any(|port| other.collides(port)))
+    };
+    let all = hosts::attached(dirs)?.into_iter();
+    Ok(all.filter(|(_, record)| has_one(record)).collect())
+}
+
 /// Refuses ports that somebody has already. CNI's portmap does not look.
 fn check_ports(dirs: &Dirs, ports: &[Published]) -> Result<(), NetworkError> {
     let refuse =
         |port: &Published, why: String| Err(NetworkError::Port { port: port.to_string(), why });
-    let others = if ports.is_empty() { Vec::new() } else { hosts::attached(dirs) };
+    let others = owners(dirs, ports)?;
     for (index, port) in ports.iter().enumerate() {
         if ports[..index].iter().any(|other| other.collides(port)) {
             return refuse(port, "it is asked for twice".into());
@@ -265,8 +318,9 @@ fn check_ports(dirs: &Dirs, ports: &[Published]) -> Result<(), NetworkError> {
 /// What was refused to a container, now or until it ended.
 pub fn refused(dirs: &Dirs, id: &str) -> Result<rules::Refused, NetworkError> {
     let lib = dirs.container_lib(id);
-    if record::read(&lib)?.is_some_and(|record| record.rules) {
-        return Ok(rules::refused(id));
+    let boot = record::this_boot()?;
+    if record::read(&lib)?.is_some_and(|record| record.rules && record.is_of(&boot)) {
+        return Ok(rules::refused(id, MAX_ENDS));
     }
     Ok(crate::files::read_json(&lib.join("refused.json"))?.unwrap_or_default())
 }

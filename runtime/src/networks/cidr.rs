@@ -62,6 +62,12 @@ impl Cidr {
             && Cidr::new(self.address, shorter) == Cidr::new(other.address, shorter)
     }
 
+    /// What is in both: the narrower one, if it is in the other.
+    pub fn intersection(self, other: Cidr) -> Option<Cidr> {
+        let narrower = if self.length >= other.length { self } else { other };
+        self.overlaps(other).then_some(narrower)
+    }
+
     /// Its first address that a host can have.
     pub fn first_host(self) -> IpAddr {
         match self.address {
@@ -128,6 +134,10 @@ mod tests {
         assert!(cidr("10.9.0.0/16").overlaps(cidr("10.0.0.0/8")));
         assert!(!cidr("10.0.0.0/16").overlaps(cidr("10.1.0.0/16")));
         assert!(!cidr("0.0.0.0/0").overlaps(cidr("::/0")));
+        let both = cidr("10.0.0.0/8").intersection(cidr("10.9.0.0/16"));
+        assert_eq!(both, Some(cidr("10.9.0.0/16")));
+        assert_eq!(cidr("10.9.0.0/16").intersection(cidr("10.0.0.0/8")), both);
+        assert_eq!(cidr("10.9.0.0/16").intersection(cidr("10.8.0.0/16")), None);
         assert!(cidr("10.0.0.0/8").contains("10.255.0.1".parse().unwrap()));
         assert!(!cidr("10.0.0.0/8").contains("fd00::1".parse().unwrap()));
         assert_eq!(cidr("fd00::/64").first_host().to_string(), "fd00::1");

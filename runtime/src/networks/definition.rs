@@ -59,7 +59,7 @@ impl Known {
         self.ours && self.list.other.get(OURS).is_some_and(|ours| ours["internal"] == true)
     }
 
-    /// Its subnets, of one of ours.
+    /// Its subnets, as far as its list names them.
     pub fn subnets(&self) -> Vec<Cidr> {
         let ranges = self.list.plugins.iter().filter_map(|plugin| plugin.get("ipam"));
         let ranges = ranges.flat_map(|ipam| ipam["ranges"].as_array().into_iter().flatten());
@@ -93,22 +93,23 @@ impl Networks {
     /// # Errors
     /// When there is none, or its description is wrong.
     pub fn find(&self, name: &str) -> Result<Known, NetworkError> {
-        let find = || -> Result<Option<Known>, NetworkError> {
-            Ok(self.all()?.into_iter().find(|known| known.list.name == name))
-        };
-        match find()? {
-            Some(known) => Ok(known),
-            None if name == DEFAULT => {
-                let options = Created { ipv6: true, ..Created::default() };
-                match self.create(DEFAULT, &options) {
+        match self.existing(name) {
+            Err(NetworkError::NotFound(_)) if name == DEFAULT => {
+                let ipv6 = link::router_of_ipv6().is_none();
+                match self.create(DEFAULT, &Created { ipv6, ..Created::default() }) {
                     // Somebody else was as quick.
-                    Err(NetworkError::Exists(_)) => {}
-                    other => return other,
+                    Err(NetworkError::Exists(_)) => self.existing(name),
+                    other => other,
                 }
-                find()?.ok_or_else(|| NetworkError::NotFound(name.into()))
             }
-            None => Err(NetworkError::NotFound(name.into())),
+            other => other,
         }
+    }
+
+    /// The network `name`, if it is there.
+    pub(super) fn existing(&self, name: &str) -> Result<Known, NetworkError> {
+        let found = self.all()?.into_iter().find(|known| known.list.name == name);
+        found.ok_or_else(|| NetworkError::NotFound(name.into()))
     }
 
     /// All networks: ours, then the host's, each by name. Lists of the host that cannot be
@@ -159,25 +160,34 @@ impl Networks {
     }
 
     /// Removes a network of ours that no container is configured for, with its bridge.
+    /// `users` lists those that are, while nobody can join.
     ///
     /// # Errors
-    /// When there is none, or it is not ours.
-    pub fn remove(&self, name: &str, users: &[String]) -> Result<(), NetworkError> {
+    /// When there is none, or it is not ours; or that of `users`.
+    pub fn remove<E: From<NetworkError>>(
+        &self,
+        name: &str,
+        users: impl FnOnce() -> Result<Vec<String>, E>,
+    ) -> Result<(), E> {
         let _lock = self.lock()?;
-        let known = self.all()?.into_iter().find(|known| known.list.name == name);
-        let known = known.ok_or_else(|| NetworkError::NotFound(name.into()))?;
+        let known = self.existing(name)?;
         if !known.ours {
-            return Err(NetworkError::Foreign(name.into(), known.path));
+            return Err(NetworkError::Foreign(name.into(), known.path).into());
         }
+        let users = users()?;
         if !users.is_empty() {
             let (name, users) = (name.into(), users.join(", "));
-            return Err(NetworkError::InUse { name, users });
+            return Err(NetworkError::InUse { name, users }.into());
         }
+        Ok(self.delete(&known)?)
+    }
+
+    fn delete(&self, known: &Known) -> Result<(), NetworkError> {
         if let Some(bridge) = known.bridge().filter(|bridge| link::exists(bridge)) {
             link::remove(bridge)?;
         }
         rules::forget_network(&known.subnets())?;
-        let leases = self.leases().join(name);
+        let leases = self.leases().join(&known.list.name);
         dirs::remove_tree(&leases).map_err(FileError::access(&leases))?;
         std::fs::remove_file(&known.path).map_err(FileError::access(&known.path))?;
         Ok(())
@@ -220,6 +230,9 @@ fn lists(directory: &Path) -> Vec<PathBuf> {
 fn choose_subnets(options: &Created, all: &[Known]) -> Result<Vec<Cidr>, NetworkError> {
     let taken: Vec<Cidr> = all.iter().flat_map(Known::subnets).chain(link::routed()).collect();
     let mut subnets = options.subnets.clone();
+    if options.ipv6 || subnets.iter().any(|subnet| !subnet.is_ipv4()) {
+        check_ipv6()?;
+    }
     for (index, subnet) in subnets.iter().enumerate() {
         let wrong = |why: String| NetworkError::Subnet { subnet: subnet.to_string(), why };
         let most = if subnet.is_ipv4() { 30 } else { 126 };
@@ -243,6 +256,15 @@ fn choose_subnets(options: &Created, all: &[Known]) -> Result<Vec<Cidr>, Network
         subnets.push(unique_local()?);
     }
     Ok(subnets)
+}
+
+/// Refuses what would cut the host off: where a host forwards IPv6, which CNI's bridge makes
+/// it do, its kernel ignores the routers that it has its own way out from.
+pub(super) fn check_ipv6() -> Result<(), NetworkError> {
+    match link::router_of_ipv6() {
+        Some(interface) => Err(NetworkError::Router(interface)),
+        None => Ok(()),
+    }
 }
 
 /// A subnet of unique local addresses: RFC 4193 wants 40 random bits, and ours are 56.
@@ -328,7 +350,7 @@ mod tests {
         assert_eq!(again.list.plugins[0]["mtu"], 1400);
         assert_eq!(again.list.plugins[0]["ipam"]["routes"], json!([]));
         assert!(matches!(all.create("second", &options), Err(NetworkError::Exists(_))));
-        let error = all.remove("second", &["web".into()]).unwrap_err();
+        let error = all.remove("second", || Ok::<_, NetworkError>(vec!["web".into()])).unwrap_err();
         assert!(error.to_string().contains("in use by web"));
         assert!(matches!(all.find("third"), Err(NetworkError::NotFound(_))));
         assert!(matches!(all.create("none", &options), Err(NetworkError::Name(_))));

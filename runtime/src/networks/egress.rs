@@ -1,13 +1,18 @@
 //! `--egress`: where a container may connect to.
 
+use std::io;
 use std::net::{IpAddr, ToSocketAddrs};
 use std::str::FromStr;
+use std::sync::mpsc::channel;
+use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
 use super::cidr::Cidr;
 use super::options::{Protocol, host_name, port, unbracketed};
 
+/// Longest that the host may look for all names.
+const LIMIT: Duration = Duration::from_secs(30);
 /// Most entries of a policy.
 const MAX_ENTRIES: usize = 256;
 
@@ -96,14 +101,15 @@ impl Egress {
     /// What it allows, with the addresses that its names have now; and those names.
     ///
     /// # Errors
-    /// When a name has no address.
+    /// When a name has no address, or the host does not find all of them in time.
     pub fn resolve(&self) -> Result<(Vec<Allowed>, Vec<Pinned>), EgressError> {
+        let deadline = Instant::now() + LIMIT;
         let (mut allowed, mut pinned) = (Vec::new(), Vec::new());
         for entry in &self.entries {
             match &entry.to {
                 Target::Subnet(to) => allowed.push(Allowed { to: *to, port: entry.port }),
                 Target::Name(name) => {
-                    for address in look_up(name)? {
+                    for address in look_up(name, deadline)? {
                         allowed.push(Allowed { to: Cidr::of(address), port: entry.port });
                         pinned.push(Pinned { name: name.clone(), address });
                     }
@@ -132,10 +138,19 @@ pub struct Pinned {
     pub address: IpAddr,
 }
 
-fn look_up(name: &str) -> Result<Vec<IpAddr>, EgressError> {
+/// The C library has no bound for it, and its thread no end but its own.
+fn look_up(name: &str, deadline: Instant) -> Result<Vec<IpAddr>, EgressError> {
     let failed = |source| EgressError::Name { name: name.into(), source };
-    let found = (name, 0).to_socket_addrs().map_err(failed)?;
-    let mut all: Vec<IpAddr> = found.map(|address| address.ip()).collect();
+    let (sender, found) = channel();
+    let asked = name.to_owned();
+    std::thread::spawn(move || {
+        let found = (asked.as_str(), 0).to_socket_addrs();
+        sender.send(found.map(|all| all.map(|address| address.ip()).collect::<Vec<_>>()))
+    });
+    let late = |_| io::Error::new(io::ErrorKind::TimedOut, "no answer in time");
+    let left = deadline.saturating_duration_since(Instant::now());
+    let found = found.recv_timeout(left).map_err(late);
+    let mut all = found.and_then(|found| found).map_err(failed)?;
     all.sort_unstable();
     all.dedup();
     Ok(all)
@@ -229,5 +244,8 @@ mod tests {
         let unknown = "nowhere.invalid".parse().unwrap();
         let policy = Egress { public: false, entries: vec![unknown] };
         assert!(policy.resolve().unwrap_err().to_string().contains("\"nowhere.invalid\""));
+        let late = look_up("localhost", Instant::now() - Duration::from_secs(1));
+        assert!(matches!(late, Err(EgressError::Name { source, .. })
+            if source.kind() == io::ErrorKind::TimedOut));
     }
 }

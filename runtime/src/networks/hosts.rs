@@ -26,7 +26,7 @@ struct Member {
 /// Writes the names of all members of `network` to each one's file.
 pub(super) fn refresh(dirs: &Dirs, network: &str) -> Result<(), NetworkError> {
     let _lock = Networks::new(dirs.clone()).lock()?;
-    let members: Vec<Member> = attached(dirs)
+    let members: Vec<Member> = attached(dirs)?
         .into_iter()
         .filter(|(_, record)| record.list.name == network)
         .map(|(id, record)| Member { id, addresses: record.addresses(), names: record.names })
@@ -43,13 +43,15 @@ pub(super) fn refresh(dirs: &Dirs, network: &str) -> Result<(), NetworkError> {
 }
 
 /// All containers that are in a network, as far as they can be read.
-pub(super) fn attached(dirs: &Dirs) -> Vec<(String, Record)> {
+pub(super) fn attached(dirs: &Dirs) -> Result<Vec<(String, Record)>, NetworkError> {
+    // Of an earlier boot, nothing is left but a file.
+    let boot = record::this_boot()?;
     let entries = std::fs::read_dir(dirs.containers()).into_iter().flatten().flatten();
     let ids = entries.filter_map(|entry| entry.file_name().into_string().ok());
     let ids = ids.filter(|id| crate::id::is_id(id));
-    ids.filter_map(|id| Some((record::read(&dirs.container_lib(&id)).ok()??, id)))
-        .map(|(record, id)| (id, record))
-        .collect()
+    let all = ids.filter_map(|id| Some((record::read(&dirs.container_lib(&id)).ok()??, id)));
+    let of_now = all.filter(|(record, _)| record.is_of(&boot));
+    Ok(of_now.map(|(record, id)| (id, record)).collect())
 }
 
 fn lines<'a>(members: impl Iterator<Item = &'a Member>) -> String {

@@ -43,6 +43,29 @@ pub(super) fn routed() -> Vec<Cidr> {
     all
 }
 
+/// The interface at which the host has its default route of IPv6 from a router, if it would
+/// lose that by beginning to forward.
+pub(super) fn router_of_ipv6() -> Option<String> {
+    let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
+    let conf = |of: &str, key: &str| read(&format!("/proc/sys/net/ipv6/conf/{of}/{key}"));
+    if conf("all", "forwarding").trim() == "1" {
+        return None;
+    }
+    let routes = read("/proc/net/ipv6_route");
+    let mut interfaces = routes.lines().filter_map(advertised_default);
+    interfaces.find(|interface| conf(interface, "accept_ra").trim() != "2").map(str::to_owned)
+}
+
+/// The interface of a line of /proc/net/ipv6_route that is a default route of a router's.
+fn advertised_default(line: &str) -> Option<&str> {
+    /// RTF_ADDRCONF of the kernel's linux/ipv6_route.h.
+    const ADVERTISED: u32 = 0x0004_0000;
+    let words: Vec<&str> = line.split_whitespace().collect();
+    let flags = u32::from_str_radix(words.get(8)?, 16).ok()?;
+    let default = words[0].bytes().all(|digit| digit == b'0') && words[1] == "00";
+    (default && flags & ADVERTISED != 0).then(|| words.get(9).copied())?
+}
+
 /// A line of /proc/net/route.
 fn ipv4(line: &str) -> Option<Cidr> {
     let words: Vec<&str> = line.split_whitespace().collect();
@@ -71,6 +94,20 @@ mod tests {
         assert_eq!(ipv4("Iface Destination Gateway"), None);
         let line = "fd000000000000000000000000000000 40 00000000 00 0 0 0 0 0 eth0";
         assert_eq!(ipv6(line).unwrap().to_string(), "fd00::/64");
+    }
+
+    #[test]
+    fn default_routes_of_routers_are_known() {
+        let zero = "0".repeat(32);
+        let line = |to: &str, length: &str, flags: &str| {
+            format!("{to} {length} {zero} 00 fe80000000000000 00000400 1 0 {flags}     eth0")
+        };
+        assert_eq!(advertised_default(&line(&zero, "00", "00450003")), Some("eth0"));
+        assert_eq!(advertised_default(&line(&zero, "00", "00000003")), None, "a static one");
+        assert_eq!(advertised_default(&line(&zero, "40", "00450003")), None);
+        let other = zero.replace("00000000", "fd000000");
+        assert_eq!(advertised_default(&line(&other, "00", "00450003")), None);
+        assert_eq!(advertised_default("0 00"), None);
     }
 
     #[test]

@@ -28,7 +28,7 @@ use std::path::PathBuf;
 pub use attach::{Attached, Joining, attach, detach, refused};
 pub use definition::{Created, DEFAULT, Known, Networks, missing};
 pub use files::{Paths, paths};
-pub use record::{Record, read as record};
+pub use record::{Record, read as record, remove_all_else};
 pub use rules::Refused;
 
 /// Why a container has no network, or a network is not what was asked for.
@@ -76,6 +76,12 @@ pub enum NetworkError {
         /// Why not.
         why: String,
     },
+    /// The host learns its routes from a router.
+    #[error(
+        "a network with IPv6 would cut the host off: it would no longer take its default route \
+         from the router at {0}; set net.ipv6.conf.{0}.accept_ra=2 first"
+    )]
+    Router(String),
     /// No room.
     #[error("no subnet of 10.87.0.0/16 is free; name one with --subnet")]
     NoSubnet,
@@ -96,11 +102,17 @@ pub enum NetworkError {
         source: std::io::Error,
     },
     /// nftables.
-    #[error(
-        "cannot set the rules of the network by nft: {0}; install nftables (Debian's package), \
-         or use --network none"
-    )]
+    #[error("cannot set the rules of the network by nft: {0}")]
     Rules(String),
+    /// The program.
+    #[error(
+        "there is no program nft, which sets the rules of the network: install nftables \
+         (Debian's package), or use --network none"
+    )]
+    NoNft,
+    /// What plugins gave.
+    #[error("cannot understand the result of the network's CNI plugins")]
+    Result(#[source] serde_json::Error),
     /// What cannot be enforced there.
     #[error(
         "--egress is not possible on the network {0}: none of its interfaces is on the host, \

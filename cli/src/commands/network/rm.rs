@@ -14,6 +14,6 @@ pub struct Arguments {
 pub fn run(arguments: &Arguments) -> anyhow::Result<u8> {
     let networks = super::networks();
     crate::commands::for_each(&arguments.networks, async |name| {
-        Ok(networks.remove(name, &super::users(name)?)?)
+        networks.remove(name, || super::users(name))
     })
 }

@@ -60,8 +60,14 @@ impl Home {
 #[test]
 fn results_are_chained_and_taken_back_in_reverse() {
     let home = Home::new(&["first", "portmap", "second"], json!({ "portMappings": [1], "x": 2 }));
-    let result = home.client().add(Path::new("/proc/1/fd/9")).unwrap();
+    let mut noted = Vec::new();
+    let note = |result: &Value| {
+        noted.push(result["interfaces"][0]["name"].clone());
+        Ok::<_, CniError>(())
+    };
+    let result = home.client().add(Path::new("/proc/1/fd/9"), note).unwrap();
     assert_eq!(result["interfaces"][0]["name"], "second");
+    assert_eq!(noted, ["first", "portmap", "second"], "known, should we be killed meanwhile");
     home.client().del(None, Some(&result)).unwrap();
     home.client().check(Path::new("/n"), &result).unwrap();
     let notes = home.notes();
@@ -91,7 +97,7 @@ fn results_are_chained_and_taken_back_in_reverse() {
 #[test]
 fn portmap_is_spared_without_ports() {
     let home = Home::new(&["first", "portmap"], json!({}));
-    home.client().add(Path::new("/n")).unwrap();
+    home.client().add(Path::new("/n"), |_| Ok::<_, CniError>(())).unwrap();
     assert_eq!(home.notes().len(), 1);
 }
 
@@ -99,7 +105,7 @@ fn portmap_is_spared_without_ports() {
 fn errors_name_plugin_code_and_words() {
     let said = |kind: &str| {
         let home = Home::new(&[kind, "second"], json!({}));
-        let error = home.client().add(Path::new("/n")).unwrap_err();
+        let error = home.client().add(Path::new("/n"), |_| Ok::<_, CniError>(())).unwrap_err();
         assert!(home.notes().len() < 2, "the next one must not run");
         crate::container::chain(&error)
     };
