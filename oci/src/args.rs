@@ -38,8 +38,9 @@ pub struct Global {
     /// systemd makes the cgroup, as a scope; cgroupsPath is of the form slice:prefix:name
     #[arg(long, global = true)]
     pub systemd_cgroup: bool,
-    /// Taken for the sake of callers of runc; the runtime needs root
-    #[arg(long, value_name = "WORD", hide = true, global = true)]
+    /// Taken for the sake of callers of runc; the runtime needs root. Before the verb alone:
+    /// `spec` has one of its own
+    #[arg(long, value_name = "WORD", hide = true)]
     pub rootless: Option<String>,
     /// Taken for the sake of callers of runc
     #[arg(long, value_name = "FILE", hide = true, global = true)]
@@ -164,6 +165,38 @@ mod tests {
     fn the_command_line_is_sound() {
         use clap::CommandFactory;
         Arguments::command().debug_assert();
+    }
+
+    /// Options of all verbs and of one that have the same name are a panic at run time.
+    #[test]
+    fn each_verb_is_read() {
+        for verb in [
+            "spec",
+            "spec --rootless",
+            "features",
+            "list -q",
+            "create c1",
+            "start c1",
+            "run c1",
+            "state c1",
+            "kill c1",
+            "delete c1",
+            "exec c1 true",
+            "ps c1",
+            "pause c1",
+            "resume c1",
+            "update c1",
+            "events c1",
+            "checkpoint c1",
+            "restore c1",
+            "monitor c1",
+        ] {
+            for options in ["", "--rootless auto --criu x ", "--debug --root /x "] {
+                let line = format!("r {options}{verb}");
+                let parsed = Arguments::try_parse_from(line.split(' '));
+                assert!(parsed.is_ok(), "{line}: {parsed:?}");
+            }
+        }
     }
 
     #[test]

@@ -46,6 +46,20 @@ both!(from_creation_to_deletion, |runtime| {
     bundle.verb(&["delete", "--force", &bundle.id]).ok();
 });
 
+both!(spec_writes_a_configuration_that_runs, |runtime| {
+    let mut bundle = Bundle::new(runtime, "");
+    let directory = bundle.file("spec");
+    std::fs::create_dir(&directory).expect("a directory");
+    let spec = ["spec", "--bundle", &directory];
+    bundle.verb(&spec).ok();
+    assert!(bundle.verb(&spec).expect(1).stderr.contains("exists"), "it is not written over");
+    let text = std::fs::read(Path::new(&directory).join("config.json")).expect("it is there");
+    bundle.config = serde_json::from_slice(&text).expect("JSON");
+    bundle.config["process"]["terminal"] = json!(false);
+    bundle.config["process"]["args"] = json!(["echo", "as written"]);
+    assert_eq!(bundle.run().ok(), "as written");
+});
+
 both!(its_end_by_a_signal_is_seen, |runtime| {
     adopt();
     let mut bundle = Bundle::new(runtime, "echo ready; while :; do sleep 1; done");
