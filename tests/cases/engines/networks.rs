@@ -19,12 +19,21 @@ fn ask(address: &str) -> String {
     text
 }
 
-/// Taps of ours in any named network namespace, and interfaces of the host on bridges.
-fn leftovers() -> String {
-    script(
-        "for n in $(ip netns list | cut -d' ' -f1); do ip -n $n -o link; done | grep bhtap; true",
-    )
-    .ok()
+/// What an engine's inspect prints of a container's network namespace.
+const NAMESPACE: &str = "{{.NetworkSettings.SandboxKey}}";
+
+/// A tap of ours is in the namespace at this path.
+#[track_caller]
+fn is_taken_over(namespace: &str) {
+    let links = script(&format!("nsenter --net={namespace} ip -o link")).ok();
+    assert!(links.contains("bhtap"), "{namespace}: {links}");
+}
+
+/// There is no namespace at this path any more. (docker keeps the file for a minute.)
+#[track_caller]
+fn is_gone(namespace: &str) {
+    let enter = format!("nsenter --net={namespace} true");
+    eventually("the end of the network namespace", || script(&enter).status != 0);
 }
 
 #[test]
@@ -62,9 +71,11 @@ fn podman_networks() {
     podman_run(&["network", "disconnect", "net2", "server"]).ok();
     eventually("its end", || !exec("ip -o link").contains("eth1"));
     assert_eq!(ask("10.71.1.2:80"), "served\n");
+    let namespace = podman_run(&["inspect", "server", "--format", NAMESPACE]).ok();
+    is_taken_over(&namespace);
     podman_run(&["rm", "-f", "-t", "0", "server"]).ok();
     podman_run(&["network", "rm", "net1", "net2"]).ok();
-    assert_eq!(leftovers(), "");
+    is_gone(&namespace);
 }
 
 /// docker's networks. Part of the one case of docker's: a daemon takes long to start there.
@@ -92,9 +103,11 @@ pub(super) fn docker_networks(docker: &Docker) {
     assert_eq!(ask("10.72.2.2:80"), "served\n");
     docker.run(&["network", "disconnect", "net2", "server"]).ok();
     eventually("its end", || !exec("ip -o link").contains("eth1"));
+    let namespace = docker.run(&["inspect", "server", "--format", NAMESPACE]).ok();
+    is_taken_over(&namespace);
     docker.run(&["rm", "-f", "server"]).ok();
     docker.run(&["network", "rm", "net1", "net2"]).ok();
-    assert_eq!(leftovers(), "");
+    is_gone(&namespace);
 }
 
 /// `ctr run --cni`, which sets the network up between `create` and `start`.
@@ -116,5 +129,4 @@ pub(super) fn ctr_runs_with_cni(docker: &Docker, image: &str) {
     std::fs::remove_file("/etc/cni/net.d/00-e2e.conflist").expect("it is there");
     script("ip link del e2ecni").ok();
     assert!(told.ok().contains("10.72.3.2/24"));
-    assert_eq!(leftovers(), "");
 }
