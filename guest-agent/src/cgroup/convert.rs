@@ -28,7 +28,12 @@ pub fn settings(resources: &LinuxResources) -> Result<Settings, PlanError> {
         return Err(field("linux.resources.blockIO", "the guest has no disk of the host"));
     }
     for limit in resources.hugepage_limits().iter().flatten() {
-        push(&mut files, &format!("hugetlb.{}.max", limit.page_size()), or_max(limit.limit()));
+        let size = limit.page_size();
+        if !page_size(size) {
+            let reason = format!("the page size {size:?} is not like 64KB, 2MB or 1GB");
+            return Err(field("linux.resources.hugepageLimits", reason));
+        }
+        push(&mut files, &format!("hugetlb.{size}.max"), or_max(limit.limit()));
     }
     if let Some(network) = resources.network() {
         let priorities = network.priorities().as_ref().is_some_and(|list| !list.is_empty());
@@ -41,6 +46,15 @@ pub fn settings(resources: &LinuxResources) -> Result<Settings, PlanError> {
     }
     unified(resources, &mut files)?;
     Ok(files)
+}
+
+/// Whether `text` is a page size as config-linux.md writes it, and with that part of a
+/// file's name.
+fn page_size(text: &str) -> bool {
+    let number = ["KB", "MB", "GB"].iter().find_map(|unit| text.strip_suffix(unit));
+    number.is_some_and(|number| {
+        !number.is_empty() && number.len() <= 9 && number.bytes().all(|byte| byte.is_ascii_digit())
+    })
 }
 
 fn push(files: &mut Settings, file: &str, value: impl ToString) {
@@ -172,6 +186,18 @@ mod tests {
                 ("memory.high", "1000"),
             ]
         );
+    }
+
+    #[test]
+    fn only_page_sizes_become_names_of_files() {
+        let limit = |size| json!({"hugepageLimits": [{"pageSize": size, "limit": 1}]});
+        for (size, file) in [("64KB", "hugetlb.64KB.max"), ("2MB", "hugetlb.2MB.max")] {
+            assert_eq!(convert(limit(size)).unwrap(), [(file.to_owned(), "1".to_owned())]);
+        }
+        for size in ["", "MB", "2", "2mb", "2TB", "../2MB", "/2MB", "2MB/../x", "-2MB"] {
+            let error = convert(limit(size)).unwrap_err().to_string();
+            assert!(error.starts_with("linux.resources.hugepageLimits: "), "{error}");
+        }
     }
 
     #[test]

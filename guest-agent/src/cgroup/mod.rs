@@ -16,7 +16,7 @@ use nix::sys::stat::Mode;
 use oci_spec::runtime::LinuxResources;
 
 use crate::boot::CGROUPS;
-use crate::plan::PlanError;
+use crate::plan::{PlanError, field};
 use crate::sys::bpf;
 
 /// How long [`Cgroup::remove`] waits for killed processes to be gone.
@@ -92,6 +92,10 @@ impl Cgroup {
             match self.write(&file, &value) {
                 // A kernel without swap holds every swap limit.
                 Err(Errno::ENOENT) if file == "memory.swap.max" => {}
+                Err(Errno::ENOENT) if file.starts_with("hugetlb.") => {
+                    let reason = format!("the guest's kernel has no {file}");
+                    return Err(field("linux.resources.hugepageLimits", reason).into());
+                }
                 other => {
                     other.map_err(system(format!("writing {value:?} to cgroup file {file}")))?
                 }

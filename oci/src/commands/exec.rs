@@ -4,10 +4,12 @@ use std::path::PathBuf;
 
 use anyhow::{Context, anyhow, bail};
 use clap::Args;
+use runtime::oci::bundle;
 use runtime::oci::exec::{ExecOptions, detached, foreground};
 use runtime::oci::preserved::Preserved;
 use runtime::oci::store::Container;
 use runtime::oci::verbs;
+use serde::Deserialize;
 use serde_json::{Value, json};
 
 use crate::args::Global;
@@ -126,12 +128,14 @@ fn attempt(global: &Global, arguments: &Arguments, preserved: Preserved) -> anyh
 
 fn from_file(path: &PathBuf) -> anyhow::Result<Value> {
     let text = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
-    let process: oci_spec::runtime::Process = serde_json::from_slice(&text)
-        .with_context(|| format!("{} is no process object", path.display()))?;
+    let wrong = || format!("{} is no process object", path.display());
+    let mut raw: Value = serde_json::from_slice(&text).with_context(wrong)?;
+    bundle::spell(&mut raw);
+    let process = oci_spec::runtime::Process::deserialize(&raw).with_context(wrong)?;
     if process.args().as_ref().is_none_or(Vec::is_empty) {
         bail!("{}: process.args is empty", path.display());
     }
-    Ok(serde_json::from_slice(&text)?)
+    Ok(raw)
 }
 
 /// The container's own process with what the options change.

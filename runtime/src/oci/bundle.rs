@@ -46,6 +46,19 @@ pub(super) fn field(field: impl Into<String>, reason: impl Into<String>) -> Bund
     BundleError::Field { field: field.into(), reason: reason.into() }
 }
 
+/// Writes flags of a `process` object as oci-spec 0.10 does, which spells two of
+/// `scheduler.flags` otherwise than the specification.
+pub fn spell(process: &mut Value) {
+    let flags = process.pointer_mut("/scheduler/flags").and_then(Value::as_array_mut);
+    for flag in flags.into_iter().flatten() {
+        match flag.as_str() {
+            Some("SCHED_FLAG_RESET_ON_FORK") => *flag = "SCHED_RESET_ON_FORK".into(),
+            Some("SCHED_FLAG_DL_OVERRUN") => *flag = "SCHED_FLAG_D_L_OVERRUN".into(),
+            _ => {}
+        }
+    }
+}
+
 /// A bundle whose config.json is a specification.
 #[derive(Debug, Clone)]
 pub struct Bundle {
@@ -77,7 +90,10 @@ impl Bundle {
 
     fn parse(path: PathBuf, config: &Path, bytes: &[u8]) -> Result<Bundle, BundleError> {
         let json = |source| BundleError::Json { path: config.into(), source };
-        let raw: Value = serde_json::from_slice(bytes).map_err(json)?;
+        let mut raw: Value = serde_json::from_slice(bytes).map_err(json)?;
+        if let Some(process) = raw.get_mut("process") {
+            spell(process);
+        }
         let spec = Spec::deserialize(&raw).map_err(json)?;
         let version = spec.version();
         if !version.starts_with("1.") {

@@ -4,19 +4,7 @@ use bulkhead_tests::bundle::{Bundle, OURS, RUNC};
 use bulkhead_tests::turn::shared;
 use serde_json::{Value, json};
 
-/// What `script` prints with each runtime, under a configuration that `change` made.
-#[track_caller]
-fn same(script: &str, change: impl Fn(&mut Bundle)) -> String {
-    let run = |runtime| {
-        let mut bundle = Bundle::new(runtime, script);
-        change(&mut bundle);
-        let finished = bundle.run();
-        (finished.status, finished.text(), finished.stderr)
-    };
-    let (theirs, ours) = (run(RUNC), run(OURS));
-    assert_eq!(ours, theirs, "left is ours, right is runc's");
-    ours.1
-}
+use super::same;
 
 #[test]
 fn the_process() {
