@@ -55,12 +55,12 @@ pub fn code(error: &anyhow::Error) -> u8 {
 
 /// Prints an error on stderr. Part of it may be a guest's words.
 pub fn say(error: &str) {
-    eprintln!("bulkhead: error: {}", runtime::sandbox::ended::tame(error));
+    runtime::say(&format!("bulkhead: error: {}", runtime::sandbox::ended::tame(error)));
 }
 
 /// Prints on stderr what does not stop the command.
 pub fn warn(text: &str) {
-    eprintln!("bulkhead: warning: {}", runtime::sandbox::ended::tame(text));
+    runtime::say(&format!("bulkhead: warning: {}", runtime::sandbox::ended::tame(text)));
 }
 
 /// The error and its causes in one line.

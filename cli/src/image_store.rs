@@ -33,7 +33,7 @@ pub async fn obtain(store: &Store, name: &str, policy: PullPolicy) -> anyhow::Re
     }
     match store.resolve(name) {
         Err(StoreError::NotFound { .. }) if policy == PullPolicy::Missing => {
-            eprintln!("Unable to find image '{name}' locally");
+            runtime::say(&format!("Unable to find image '{name}' locally"));
             pull(store, name, false).await
         }
         other => Ok(other?),

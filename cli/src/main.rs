@@ -22,6 +22,8 @@ fn main() -> ExitCode {
         )
         .with_writer(std::io::stderr)
         .without_time()
+        // It would be told to stderr, which is what could not be written; and panic then.
+        .log_internal_errors(false)
         .init();
     let arguments = match args::Arguments::try_parse() {
         Ok(arguments) => arguments,

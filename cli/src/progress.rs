@@ -53,7 +53,7 @@ impl Progress for Bars {
             Event::Note(text) => {
                 let text = crate::output::printable(text);
                 if self.all.println(&text).is_err() || self.all.is_hidden() {
-                    eprintln!("{text}");
+                    runtime::say(&text);
                 }
             }
             Event::Begin { item, phase, total } => self.with(item, |bar| {

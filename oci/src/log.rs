@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io::Write;
 use std::sync::Mutex;
 
+use runtime::say;
 use runtime::time::Timestamp;
 use serde_json::json;
 use tracing::field::{Field, Visit};
@@ -28,7 +29,7 @@ impl Log {
             match options.append(true).create(true).open(path) {
                 Ok(file) => Some(file),
                 Err(error) => {
-                    eprintln!("cannot open the log {}: {error}", path.display());
+                    say(&format!("cannot open the log {}: {error}", path.display()));
                     None
                 }
             }
@@ -47,7 +48,7 @@ impl Log {
         if self.file.is_some() {
             self.write("error", &text);
         }
-        eprintln!("bulkhead-runtime: {text}");
+        say(&format!("bulkhead-runtime: {text}"));
     }
 
     fn write(&mut self, level: &str, text: &str) {

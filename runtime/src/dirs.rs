@@ -16,8 +16,9 @@ use std::path::{Path, PathBuf};
 ///   uids/<n>                locked while the range of host uids is in use
 ///   leases/<network>/       addresses that are taken, as CNI's host-local notes them
 /// lib/
-///   containers/<id>/        config.json, state.json once ended, rw/, log.json; with a
-///                           network: attached.json while it is in it, etc/
+///   containers/<id>/        config.json, state.json (state.spare while it runs), rw/,
+///                           log.json; with a network: attached.json while it is in it,
+///                           etc/
 ///   networks/<name>.conflist
 ///   ...                     the image store (of the crate `images`)
 /// ```

@@ -34,6 +34,7 @@ pub mod networks;
 pub mod oci;
 mod programs;
 pub mod sandbox;
+mod say;
 pub mod signals;
 pub mod spec;
 pub mod streams;
@@ -41,3 +42,5 @@ pub mod sys;
 pub mod systemd;
 pub mod time;
 pub mod user;
+
+pub use say::say;

@@ -3,6 +3,8 @@
 //!
 //! Bytes that are no UTF-8 become U+FFFD, as docker's do. A line longer than
 //! [`MAX_LINE`] is cut into several entries of which only the last ends in `\n`.
+//! What a full disk does not take is lost, as docker's is; the next entry that it takes
+//! says how much.
 
 use std::fs::File;
 use std::io::{self, BufRead, Write};
@@ -14,6 +16,9 @@ use crate::time::Timestamp;
 
 /// Longest text of one entry in bytes.
 pub const MAX_LINE: usize = 16 << 10;
+
+/// How each entry begins: [`Entry`]'s first field.
+const BEGIN: &[u8] = b"{\"log\":";
 
 /// One entry.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -31,6 +36,8 @@ pub struct LogWriter {
     file: File,
     stream: &'static str,
     partial: Vec<u8>,
+    /// Bytes that were lost since the last entry.
+    lost: u64,
 }
 
 impl LogWriter {
@@ -42,14 +49,15 @@ impl LogWriter {
     pub fn open(path: &Path, stream: &'static str) -> io::Result<LogWriter> {
         use std::os::unix::fs::OpenOptionsExt;
         let file = File::options().append(true).create(true).mode(0o600).open(path)?;
-        Ok(LogWriter { file, stream, partial: Vec::new() })
+        Ok(LogWriter { file, stream, partial: Vec::new(), lost: 0 })
     }
 
     /// Takes bytes of the stream.
     ///
     /// # Errors
-    /// When the file cannot be written; what was given is then lost.
+    /// When the file could not be written: entries were lost. It may be tried again.
     pub fn write(&mut self, mut bytes: &[u8]) -> io::Result<()> {
+        let mut result = Ok(());
         while !bytes.is_empty() {
             let room = MAX_LINE - self.partial.len();
             let window = &bytes[..bytes.len().min(room)];
@@ -58,10 +66,10 @@ impl LogWriter {
             self.partial.extend_from_slice(&bytes[..take]);
             bytes = &bytes[take..];
             if newline.is_some() || self.partial.len() == MAX_LINE {
-                self.flush()?;
+                result = self.flush().and(result);
             }
         }
-        Ok(())
+        result
     }
 
     /// Writes out what is left of an unfinished line.
@@ -72,15 +80,22 @@ impl LogWriter {
         if self.partial.is_empty() {
             return Ok(());
         }
-        let entry = Entry {
-            log: String::from_utf8_lossy(&self.partial).into_owned(),
-            stream: self.stream.into(),
-            time: Timestamp::now(),
-        };
+        let mut lines = Vec::new();
+        if self.lost > 0 {
+            self.entry(&format!("[bulkhead: {} bytes are missing here]\n", self.lost), &mut lines)?;
+        }
+        self.entry(&String::from_utf8_lossy(&self.partial), &mut lines)?;
+        let written = self.file.write_all(&lines);
+        self.lost = if written.is_ok() { 0 } else { self.lost + self.partial.len() as u64 };
         self.partial.clear();
-        let mut line = serde_json::to_vec(&entry)?;
-        line.push(b'\n');
-        self.file.write_all(&line)
+        written
+    }
+
+    fn entry(&self, text: &str, lines: &mut Vec<u8>) -> io::Result<()> {
+        let entry = Entry { log: text.into(), stream: self.stream.into(), time: Timestamp::now() };
+        serde_json::to_writer(&mut *lines, &entry)?;
+        lines.push(b'\n');
+        Ok(())
     }
 }
 
@@ -102,8 +117,8 @@ impl<R: BufRead> LogReader<R> {
         LogReader { reader, line: Vec::new() }
     }
 
-    /// The next whole entry; `None` at the present end. A line that is none
-    /// (cut short by a crash) is skipped.
+    /// The next whole entry; `None` at the present end. What was cut short, by a crash or
+    /// a full disk, is skipped.
     ///
     /// # Errors
     /// When the file cannot be read.
@@ -113,7 +128,9 @@ impl<R: BufRead> LogReader<R> {
             if self.line.last() != Some(&b'\n') {
                 return Ok(None);
             }
-            let entry = serde_json::from_slice(&self.line).ok();
+            // Within an entry quotes are escaped: this can only begin another one.
+            let begin = self.line.windows(BEGIN.len()).rposition(|window| window == BEGIN);
+            let entry = serde_json::from_slice(&self.line[begin.unwrap_or(0)..]).ok();
             self.line.clear();
             if entry.is_some() {
                 return Ok(entry);
@@ -156,6 +173,30 @@ mod tests {
         assert_eq!(reader.next_entry().unwrap(), None);
         LogWriter::open(&path, "stdout").unwrap().write(b"later\n").unwrap();
         assert_eq!(reader.next_entry().unwrap().unwrap().log, "later\n");
+    }
+
+    #[test]
+    fn an_entry_behind_half_of_one_is_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("log");
+        std::fs::write(&path, r#"{"log":"half of it {\"log\": and"#).unwrap();
+        LogWriter::open(&path, "stdout").unwrap().write(b"{\"log\":\"whole\"}\n").unwrap();
+        let texts: Vec<_> = read_all(&path).into_iter().map(|entry| entry.log).collect();
+        assert_eq!(texts, ["{\"log\":\"whole\"}\n"]);
+    }
+
+    #[test]
+    fn what_a_full_disk_did_not_take_is_counted() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("log");
+        let mut writer = LogWriter::open(Path::new("/dev/full"), "stdout").unwrap();
+        let error = writer.write(b"12345678\n123\nun").unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::StorageFull);
+        // Somebody made room.
+        writer.file = File::create(&path).unwrap();
+        writer.write(b"finished\nmore\n").unwrap();
+        let texts: Vec<_> = read_all(&path).into_iter().map(|entry| entry.log).collect();
+        assert_eq!(texts, ["[bulkhead: 13 bytes are missing here]\n", "unfinished\n", "more\n"]);
     }
 
     proptest! {

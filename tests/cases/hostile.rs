@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 
 use bulkhead_tests::leaks::none;
-use bulkhead_tests::oci::{Recipe, blob, manifest};
+use bulkhead_tests::oci::{Recipe, blob, compress, manifest};
 use bulkhead_tests::tarball::{Entry, layer};
 use bulkhead_tests::turn::alone;
 use bulkhead_tests::{Finished, bulkhead, guest, image};
@@ -49,6 +49,28 @@ fn hostile_layers_are_refused_by_the_entrys_name() {
             load(directory.path()).fails_saying(1, &[name, reason]);
             assert!(!outside.exists(), "{entries:?}");
         }
+    });
+}
+
+#[test]
+fn a_decompression_bomb_is_refused_by_the_entrys_name() {
+    let _turn = alone();
+    guest(&[], "true").ok();
+    // Zeros without end: members of a gzip file follow each other. Two GiB of the eight that
+    // the entry announces, in 2 MB.
+    let mut entry = layer(&[Entry::file("bomb", "").announcing(8 << 30)]);
+    entry.truncate(512);
+    let well = flate2::Compression::best();
+    let mut packed = compress(&entry, well);
+    let zeros = compress(&vec![0; 32 << 20], well);
+    (0..64).for_each(|_| packed.extend_from_slice(&zeros));
+    none(|| {
+        let directory = tempfile::tempdir().unwrap();
+        let diff_id = format!("sha256:{}", "0".repeat(64));
+        let recipe = Recipe { packed: vec![(packed, diff_id)], ..Recipe::default() };
+        recipe.write(directory.path());
+        let refused = load(directory.path()).fails_saying(1, &["bomb", "decompression bomb"]);
+        assert!(refused.took < std::time::Duration::from_secs(90), "{:?}", refused.took);
     });
 }
 

@@ -7,7 +7,7 @@ use std::process::{Child, Command, Stdio};
 use bulkhead_tests::image::busybox;
 use bulkhead_tests::leaks::none;
 use bulkhead_tests::oci::{Recipe, digest};
-use bulkhead_tests::program::{eventually, script};
+use bulkhead_tests::program::{eventually, run, script};
 use bulkhead_tests::tarball::{Entry, layer};
 use bulkhead_tests::turn::{alone, shared};
 use bulkhead_tests::{bulkhead, guest};
@@ -15,7 +15,10 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 /// Where nothing else listens in the test host; each case has its own.
-const ADDRESSES: [&str; 2] = ["127.0.0.1:5055", "127.0.0.1:5056"];
+const ADDRESSES: [&str; 3] = ["127.0.0.1:5055", "127.0.0.1:5056", "127.0.0.1:5057"];
+/// Name and password of who may pull from the third, and its file of them.
+const WHO: (&str, &str) = ("someone", "secret");
+const HTPASSWD: &str = "someone:$2b$04$vS02v0HikkgLm7r.orwGsu.WzbnIgrE7JaqS8GHqPt8f0jsJg4OC6\n";
 
 /// A docker-registry that holds `team/small:one`: busybox and a layer that no
 /// other image has.
@@ -31,6 +34,11 @@ struct Registry {
 
 impl Registry {
     fn start(address: &'static str, content: &str) -> Registry {
+        Registry::with(address, content, false)
+    }
+
+    /// `closed`: only [`WHO`] may use it.
+    fn with(address: &'static str, content: &str, closed: bool) -> Registry {
         let directory = tempfile::tempdir().unwrap();
         let layout = directory.path().join("layout");
         let own = layer(&[Entry::file("own", content.repeat(20_000))]);
@@ -38,11 +46,20 @@ impl Registry {
         Recipe { layers: vec![busybox(), own], config, ..Recipe::default() }.write(&layout);
         let data = directory.path().join("data");
         let config = directory.path().join("config.yml");
-        let text = format!(
+        let mut text = format!(
             "version: 0.1\nlog: {{level: error}}\nstorage: {{filesystem: {{rootdirectory: {}}}}}\n\
              http: {{addr: {address}}}\n",
             data.display()
         );
+        let (mut login, mut upload) = (String::new(), String::new());
+        if closed {
+            let passwords = directory.path().join("htpasswd");
+            fs::write(&passwords, HTPASSWD).unwrap();
+            text += &format!("auth: {{htpasswd: {{realm: e2e, path: {}}}}}\n", passwords.display());
+            let (name, password) = WHO;
+            login = format!("--creds {name}:{password}");
+            upload = format!("--dest-creds {name}:{password}");
+        }
         fs::write(&config, text).unwrap();
         let mut command = Command::new("docker-registry");
         command.arg("serve").arg(&config).stdout(Stdio::null()).stderr(Stdio::null());
@@ -51,8 +68,8 @@ impl Registry {
         // As every client does, skopeo compresses what it uploads.
         let image = format!("docker://{address}/team/small:one");
         let copy = "skopeo copy -q --insecure-policy --dest-tls-verify=false";
-        script(&format!("{copy} oci:{} {image}", layout.display())).ok();
-        let manifest = script(&format!("skopeo inspect --tls-verify=false --raw {image}"));
+        script(&format!("{copy} {upload} oci:{} {image}", layout.display())).ok();
+        let manifest = script(&format!("skopeo inspect {login} --tls-verify=false --raw {image}"));
         let manifest = manifest.expect(0).stdout;
         let digest = digest(&manifest);
         let manifest: Value = serde_json::from_slice(&manifest).unwrap();
@@ -148,4 +165,44 @@ fn what_a_registry_gets_wrong_is_refused() {
         assert_eq!(bulkhead(&["run", "--rm", &name, "head", "-c", "3", "/own"]).ok(), "xyz");
         bulkhead(&["rmi", "-f", &name]).ok();
     });
+}
+
+#[test]
+fn a_closed_registry_opens_to_the_credentials_of_dockers_file() {
+    let _turn = alone();
+    guest(&[], "true").ok();
+    let registry = Registry::with(ADDRESSES[2], "key", true);
+    let name = format!("{}/team/small:one", registry.address);
+    let home = tempfile::tempdir().unwrap();
+    let pull = |credentials: Option<&str>| {
+        let file = home.path().join("config.json");
+        let _ = fs::remove_file(&file);
+        if let Some(credentials) = credentials {
+            let auth = base64(credentials);
+            let text = json!({"auths": {registry.address: {"auth": auth}}});
+            fs::write(&file, text.to_string()).unwrap();
+        }
+        let mut command = Command::new("bulkhead");
+        command.args(["pull", "-q", &name]).env("DOCKER_CONFIG", home.path());
+        run(command)
+    };
+    none(|| {
+        pull(None).fails_saying(1, &["denies access", "docker login", &name]);
+        let wrong = pull(Some("someone:guessed"))
+            .fails_saying(1, &["denies access", "docker login", &name]);
+        assert!(!wrong.stderr.contains("guessed"), "{}", wrong.stderr);
+        let id = pull(Some(&format!("{}:{}", WHO.0, WHO.1))).ok();
+        assert_eq!(bulkhead(&["run", "--rm", &name, "head", "-c", "3", "/own"]).ok(), "key");
+        // What pulled it is written down nowhere.
+        let kept = script(
+            "grep -r -l -e c29tZW9uZTpzZWNyZXQ -e someone: /var/lib/bulkhead --include=*.json",
+        );
+        assert_eq!(kept.text(), "");
+        bulkhead(&["rmi", "-f", &id]).ok();
+    });
+}
+
+/// Of `text`, by the program of coreutils.
+fn base64(text: &str) -> String {
+    script(&format!("printf %s '{text}' | base64 -w0")).ok()
 }

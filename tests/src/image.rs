@@ -50,12 +50,12 @@ pub fn load(layout: &Path, name: &str) {
 /// Writes the layout of the small image.
 pub fn write_small(layout: &Path) {
     let recipe = Recipe {
-        base: None,
         layers: vec![busybox(), layer(&[Entry::file("etc/second-layer", "yes\n")])],
         config: json!({
             "Env": ["PATH=/bin", "FROM_IMAGE=image"],
             "Cmd": ["sh"],
         }),
+        ..Recipe::default()
     };
     recipe.write(layout);
 }

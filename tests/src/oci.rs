@@ -14,6 +14,8 @@ pub struct Recipe {
     pub base: Option<PathBuf>,
     /// Uncompressed archives, bottom first.
     pub layers: Vec<Vec<u8>>,
+    /// Above them, layers that are compressed already, each with its diff id.
+    pub packed: Vec<(Vec<u8>, String)>,
     /// `config` of the image configuration; the base's if null.
     pub config: Value,
 }
@@ -65,10 +67,18 @@ impl Recipe {
             diff_ids.push(json!(digest(archive)));
             let media = "application/vnd.oci.image.layer.v1.tar";
             layers.push(if index % 2 == 1 {
-                put(layout, &compress(archive), &format!("{media}+gzip"))
+                put(
+                    layout,
+                    &compress(archive, flate2::Compression::fast()),
+                    &format!("{media}+gzip"),
+                )
             } else {
                 put(layout, archive, media)
             });
+        }
+        for (blob, diff_id) in &self.packed {
+            diff_ids.push(json!(diff_id));
+            layers.push(put(layout, blob, "application/vnd.oci.image.layer.v1.tar+gzip"));
         }
         let config = json!({
             "architecture": "amd64",
@@ -98,8 +108,9 @@ fn put(layout: &Path, content: &[u8], media: &str) -> Value {
     json!({ "mediaType": media, "digest": digest, "size": content.len() })
 }
 
-fn compress(content: &[u8]) -> Vec<u8> {
-    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+/// `content` by gzip.
+pub fn compress(content: &[u8], level: flate2::Compression) -> Vec<u8> {
+    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), level);
     encoder.write_all(content).expect("memory takes everything");
     encoder.finish().expect("memory takes everything")
 }

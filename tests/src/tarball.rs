@@ -13,6 +13,8 @@ pub struct Entry {
     link: String,
     device: (u32, u32),
     attributes: Vec<(String, Vec<u8>)>,
+    /// What its header says, if that is not true.
+    announced: Option<u64>,
 }
 
 impl Entry {
@@ -26,6 +28,7 @@ impl Entry {
             link: String::new(),
             device: (0, 0),
             attributes: Vec::new(),
+            announced: None,
         }
     }
 
@@ -79,6 +82,11 @@ impl Entry {
         Entry { owner: (uid, gid), ..self }
     }
 
+    /// With another size in its header than the content has, in bytes.
+    pub fn announcing(self, size: u64) -> Entry {
+        Entry { announced: Some(size), ..self }
+    }
+
     /// With an extended attribute.
     pub fn attribute(mut self, name: &str, value: &str) -> Entry {
         self.attributes.push((format!("SCHILY.xattr.{name}"), value.into()));
@@ -104,7 +112,7 @@ impl Entry {
         header.set_uid(self.owner.0);
         header.set_gid(self.owner.1);
         header.set_mtime(1_700_000_000);
-        header.set_size(self.content.len() as u64);
+        header.set_size(self.announced.unwrap_or(self.content.len() as u64));
         header.set_device_major(self.device.0)?;
         header.set_device_minor(self.device.1)?;
         header.set_cksum();

@@ -6,6 +6,7 @@
 //!                    +-------> Exited(reason) <-------+  -> exit
 //! ```
 
+use std::io::Write;
 use std::os::fd::AsRawFd;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -27,7 +28,7 @@ pub fn run(start: Instant) -> ExitCode {
     let control = match Control::inherit() {
         Ok(control) => Arc::new(control),
         Err(error) => {
-            eprintln!("bulkhead-vmm: {error}");
+            say(&error.to_string());
             return ExitCode::from(2);
         }
     };
@@ -81,13 +82,18 @@ fn life(control: &Arc<Control>, start: Instant) -> Result<ExitReason, ControlErr
     reason
 }
 
+/// On standard error, which the runtime or nobody reads: neither is a reason to panic.
+fn say(words: &str) {
+    let _ = writeln!(std::io::stderr(), "bulkhead-vmm: {words}");
+}
+
 /// A panic of any thread ends the machine with its message instead of a SIGABRT
 /// that tells nothing.
 fn report_panics(reporter: Reporter) {
     std::panic::set_hook(Box::new(move |info| {
         let thread = std::thread::current().name().unwrap_or("unnamed").to_owned();
         let message = info.to_string();
-        eprintln!("bulkhead-vmm: {thread}: {message}");
+        say(&format!("{thread}: {message}"));
         reporter.report(Ending::Internal { thread, message });
         give_up();
         // The main thread reports it and ends the process before abort would;

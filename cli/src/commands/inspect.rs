@@ -7,7 +7,7 @@ use runtime::networks;
 use runtime::sandbox::cgroup;
 use serde_json::{Value, json};
 
-use crate::{image_store, output};
+use crate::{errors, image_store, output};
 
 /// Options of `inspect`.
 #[derive(Debug, Args)]
@@ -38,7 +38,7 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<u8> {
         match value {
             Some(value) => found.push(value),
             None => {
-                eprintln!("bulkhead: error: no such container or image: {name}");
+                errors::say(&format!("no such container or image: {name}"));
                 code = 1;
             }
         }

@@ -33,7 +33,7 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<u8> {
     match result {
         Ok(outcome) => {
             if let Some(note) = outcome.cut_note() {
-                eprintln!("{note}");
+                runtime::say(&note);
             }
             if let Some(error) = outcome.error {
                 errors::say(&error);

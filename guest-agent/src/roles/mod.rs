@@ -16,6 +16,7 @@ mod rootfs;
 mod terminal;
 
 use std::ffi::{CStr, OsStr};
+use std::io::Write;
 use std::os::fd::{AsFd, OwnedFd};
 
 use nix::errno::Errno;
@@ -107,7 +108,7 @@ fn play<P: DeserializeOwned>(role: fn(P, &Channel) -> Result<(), RoleError>) -> 
     let (Some(channel), Some(plan)) =
         (sys::exec::inherited(CHANNEL_FD), sys::exec::inherited(PLAN_FD))
     else {
-        eprintln!("bulkhead-agent: this role is not for people to start");
+        let _ = writeln!(std::io::stderr(), "bulkhead-agent: this role is not for people to start");
         std::process::exit(2);
     };
     // Out of the way of the descriptors that the process gets.

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use oci_spec::image::ImageConfiguration;
 
 use super::config::VERSION;
+use super::lasting;
 use super::{Container, ContainerConfig, ContainerError, Containers, State, Writable};
 use crate::files::write_json;
 use crate::networks::options::Networking;
@@ -171,6 +172,6 @@ fn write(container: &Container) -> Result<(), ContainerError> {
             std::fs::create_dir_all(&path).map_err(ContainerError::io(&path))?;
         }
     }
-    write_json(&lib.join("state.json"), &State::Created)?;
+    lasting::write(&lib, &State::Created)?;
     Ok(write_json(&container.config_path(), &container.config)?)
 }

@@ -11,7 +11,7 @@
 //!                       +--- remove ---> (nothing)
 //! ```
 //!
-//! * `state.json` holds the state, replaced atomically.
+//! * `state.json` holds the state, replaced atomically; on disk by `lasting`.
 //! * `lock` (flock) is held by whoever changes it: see [`place::VerbLock`].
 //! * `supervisor.lock` (flock) is held by the process that has the sandbox, from
 //!   before Ready to Stopped. It alone says whether that process lives: a state that
@@ -29,6 +29,7 @@ pub mod exec;
 pub mod handover;
 mod holder;
 pub mod kill;
+mod lasting;
 pub mod list;
 pub mod place;
 pub mod reconcile;

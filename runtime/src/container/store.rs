@@ -3,6 +3,7 @@
 use std::ops::Deref;
 
 use super::config::VERSION;
+use super::lasting;
 use super::list::Listing;
 use super::place::{self, Place, VerbLock};
 use super::{ContainerConfig, ContainerError, Damaged, State};
@@ -146,10 +147,11 @@ impl Container {
     /// When the file is damaged.
     pub fn written_state(&self) -> Result<State, ContainerError> {
         // A reboot empties the first place. What ran then is in neither.
-        for directory in [self.run_dir(), self.lib_dir()] {
-            if let Some(state) = read_json(&directory.join("state.json"))? {
-                return Ok(state);
-            }
+        if let Some(state) = read_json(&self.run_dir().join("state.json"))? {
+            return Ok(state);
+        }
+        if let Some(state) = lasting::read(&self.lib_dir())? {
+            return Ok(state);
         }
         let error = "the host was restarted while the container ran".to_string();
         Ok(State::Created.stopped(137, false, Some(error)))
@@ -171,16 +173,10 @@ impl Container {
         let run = self.run_dir();
         dirs::make_private(&run).map_err(ContainerError::io(&run))?;
         // States without a supervisor outlive a reboot; others must not.
-        let lasting = self.lib_dir().join("state.json");
         if state.needs_supervisor() {
-            match std::fs::remove_file(&lasting) {
-                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                    return Err(ContainerError::io(lasting)(error));
-                }
-                _ => {}
-            }
+            lasting::set_aside(&self.lib_dir())?;
         } else {
-            write_json(&lasting, state)?;
+            lasting::write(&self.lib_dir(), state)?;
         }
         Ok(write_json(&run.join("state.json"), state)?)
     }

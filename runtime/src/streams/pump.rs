@@ -203,6 +203,7 @@ fn wait_input(from: &File, socket: &UnixStream, stop: &EventFd) -> bool {
 fn copy_output(socket: &mut UnixStream, mut to: Output, progress: &Progress) {
     let mut buffer = vec![0; CHUNK];
     let mut file = to.fd.take().map(File::from);
+    let mut log_failed = false;
     loop {
         let length = match socket.read(&mut buffer) {
             Ok(0) => return,
@@ -225,9 +226,10 @@ fn copy_output(socket: &mut UnixStream, mut to: Output, progress: &Progress) {
         }
         if let Some(log) = &mut to.log
             && let Err(error) = log.write(&buffer[..length])
+            // Once: the disk that is full may be where warnings go as well.
+            && !std::mem::replace(&mut log_failed, true)
         {
-            tracing::warn!("cannot write the container's log: {error}");
-            to.log = None;
+            tracing::warn!("cannot write the container's log, parts of it are lost: {error}");
         }
         progress.moved.fetch_add(length as u64, Ordering::Relaxed);
     }
