@@ -119,8 +119,9 @@ fn a_full_disk_is_told_and_nothing_is_kept() {
 }
 
 /// Fills the disk that its own files and its log are on, and waits for a bit of room.
-const FILL: &str = "echo begun; dd if=/dev/zero of=/fill bs=1M 2>&1; echo dd $?; rm /fill; \
-                    echo kept > /file; yes | head -c 40000000; \
+const FILL: &str = "echo begun; dd if=/dev/zero of=/fill bs=1M 2>&1; echo dd $?; \
+                    dd if=/dev/zero of=/fill bs=1M count=19 2>/dev/null; echo kept > /file; \
+                    yes $(printf 'y%01000d' 0) | head -c 3000000; echo; \
                     while [ -e /file ]; do sleep 0.2; done; echo room; exit 6";
 
 #[test]
@@ -132,7 +133,7 @@ fn a_disk_that_fills_up_under_a_running_container() {
         let (layout, store) = (directory.path().join("layout"), directory.path().join("store"));
         image::write_small(&layout);
         fs::create_dir(&store).unwrap();
-        // The store is a disk of 24 MiB.
+        // The store is a disk of 24 MiB. The container may end before the exec that lets it.
         let script = "mount -t tmpfs -o size=24m none $0; export BULKHEAD_LIB_DIR=$0 FILL=\"$2\"
             free() { df -k --output=avail $0 | tail -1; }
             bulkhead load -q $1 --name full:e2e >/dev/null; before=$(free)
@@ -140,9 +141,9 @@ fn a_disk_that_fills_up_under_a_running_container() {
             until [ $(free) -eq 0 ] && bulkhead logs $name | grep -q ^y; do sleep 0.3; done
             bulkhead ps | grep -c Up; bulkhead exec $name cat /file
             bulkhead exec $name sh -c 'echo x > /new' || echo exec $?
-            bulkhead exec $name rm -f /file /new
+            bulkhead exec $name rm -f /new /fill /file || true
             until bulkhead ps -a | grep -q Exited; do sleep 0.3; done
-            bulkhead logs $name | grep -v ^y; bulkhead inspect $name | grep -e ExitCode -e Error
+            bulkhead logs $name | grep -v ^y; bulkhead inspect $name | grep ExitCode
             bulkhead rm $name >/dev/null; [ $(free) -eq $before ] && echo all is free";
         let mut shell = Command::new("unshare");
         shell.args(["-m", "bash", "-euc", script]).args([&store, &layout]).arg(FILL);
@@ -155,7 +156,7 @@ fn a_disk_that_fills_up_under_a_running_container() {
         assert!(lines[7..].starts_with(&["dd 1"]), "{text}");
         // What the log lost is said where it is missing.
         assert!(lines[8].ends_with(" bytes are missing here]"), "{text}");
-        assert_eq!(lines[9..], ["room", "\"ExitCode\": 6,", "all is free"], "{text}");
+        assert!(lines.ends_with(&["room", "\"ExitCode\": 6,", "all is free"]), "{text}");
     });
 }
 
