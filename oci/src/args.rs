@@ -102,6 +102,9 @@ pub enum Command {
     /// The process that stands for a detached exec
     #[command(hide = true)]
     ExecMonitor(Monitor),
+    /// A process to be killed
+    #[command(hide = true, name = runtime::oci::oom::VICTIM)]
+    OomVictim,
 }
 
 /// Options of a monitor.

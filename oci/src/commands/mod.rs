@@ -21,7 +21,7 @@ use runtime::oci::create::Inherited;
 use runtime::oci::monitor::{self, Fate};
 use runtime::oci::preserved::Preserved;
 use runtime::oci::store::Container;
-use runtime::oci::{OciError, Root, exec as exec_lib, verbs};
+use runtime::oci::{OciError, Root, exec as exec_lib, oom, verbs};
 
 use crate::args::{Arguments, Command, Global};
 
@@ -81,6 +81,7 @@ pub fn dispatch(arguments: &Arguments, given: Given) -> anyhow::Result<u8> {
             let fate = monitor::run(&root(global), &options.id, &verbs::uids_dir(), inherited)?;
             Ok(meet(fate))
         }
+        Command::OomVictim => Ok(oom::victim().map(|()| 0)?),
         Command::ExecMonitor(options) => {
             let inherited = inherited?.context("a monitor's descriptors")?;
             Ok(meet(exec_lib::monitor(&root(global), &options.id, inherited)?))

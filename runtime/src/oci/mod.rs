@@ -33,6 +33,7 @@ pub mod handshake;
 pub mod hooks;
 pub mod monitor;
 mod network;
+pub mod oom;
 pub mod plan;
 pub mod preserved;
 mod settle;

@@ -370,6 +370,11 @@ impl<'a> Monitor<'a> {
         }
         drop((self.terminal, self.signals));
         self.machine.leave().await;
+        if exit.is_some_and(|exit| exit.oom)
+            && let Err(error) = super::oom::tell(&self.container.record.plan.cgroup)
+        {
+            tracing::warn!("the guest's OOM kill could not be told: {}", chain(&error));
+        }
         written?;
         Ok(exit.map_or(Fate::Lost, Fate::Like))
     }

@@ -178,13 +178,15 @@ impl Membership {
     /// # Errors
     /// When the machine, or its guest, does not take it.
     pub fn settle_network(machine: &Path) -> Result<(), JoinError> {
-        match Membership::connect(machine)? {
-            (this, Welcome { settles: true, .. }, _) => match this.ask(&Ask::Settle, None) {
+        match Membership::connect(machine) {
+            Ok((this, Welcome { settles: true, .. }, _)) => match this.ask(&Ask::Settle, None) {
                 Err(JoinError::Refused(why)) => Err(JoinError::Network(why)),
                 other => other.map(drop),
             },
             // Begun by an earlier version: it has none.
-            _ => Ok(()),
+            Ok(_) => Ok(()),
+            Err(JoinError::Version { theirs }) if theirs < protocol::PROTOCOL_VERSION => Ok(()),
+            Err(error) => Err(error),
         }
     }
 
@@ -200,7 +202,14 @@ impl Membership {
             connect(fd.as_raw_fd(), &UnixAddr::new(path.as_str())?)?;
             Ok(fd)
         };
-        let socket = open().map_err(unreachable)?;
+        let socket = open().map_err(|error| {
+            // Who lives and has none began before there was one.
+            let never = error.kind() == std::io::ErrorKind::NotFound && machine.is_dir();
+            match never {
+                true => JoinError::Version { theirs: protocol::OLDEST_AGENT },
+                false => unreachable(error),
+            }
+        })?;
         let mut this = Membership { socket, machine: machine.into(), prefix: String::new() };
         let (welcome, fds): (Welcome, _) = this.hear()?;
         if welcome.version != protocol::PROTOCOL_VERSION {
@@ -240,5 +249,20 @@ impl Membership {
 
     fn lost(&self, source: std::io::Error) -> JoinError {
         JoinError::Unreachable { machine: self.machine.clone(), source }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_machine_of_an_earlier_version_takes_no_questions() {
+        let dir = tempfile::tempdir().unwrap();
+        Membership::settle_network(dir.path()).unwrap();
+        assert!(matches!(Growth::begin(dir.path()), Err(GrowError::Former)));
+        let gone = dir.path().join("gone");
+        let error = Membership::settle_network(&gone).unwrap_err();
+        assert!(matches!(error, JoinError::Unreachable { .. }), "{error}");
     }
 }

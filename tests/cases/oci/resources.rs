@@ -6,8 +6,12 @@ use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use bulkhead_tests::bundle::Bundle;
-use bulkhead_tests::program::{limit, wait};
+use bulkhead_tests::children::{adopt, reap};
+use bulkhead_tests::program::{eventually, limit, wait};
 use bulkhead_tests::turn::shared;
+use nix::sys::signal::Signal;
+use nix::sys::wait::WaitStatus;
+use nix::unistd::Pid;
 use serde_json::{Value, json};
 
 use super::{both, same};
@@ -34,11 +38,42 @@ both!(rates_of_disks_hold, |runtime| {
     let limits = std::fs::read_to_string(file).expect("a limit");
     assert_eq!(limits, format!("{major}:{minor} rbps=max wbps=1048576 riops=5000 wiops=max\n"));
     bundle.verb(&["start", &bundle.id]).ok();
-    bulkhead_tests::program::eventually("6 MiB at 1 MiB a second", || {
-        bundle.output().ends_with('\n')
-    });
+    eventually("6 MiB at 1 MiB a second", || bundle.output().ends_with('\n'));
     let seconds: u32 = bundle.output().trim().parse().expect("seconds");
     assert!(seconds >= 3, "6 MiB in {seconds} s");
+});
+
+both!(an_oom_kill_is_told_as_engines_hear_of_one, |runtime| {
+    adopt();
+    // One that its first process outlives, and then that process itself.
+    let big = "dd if=/dev/zero of=/dev/null bs=200M count=1 2>/dev/null";
+    let script = format!(
+        "until [ -e /go ]; do sleep 0.1; done; {big}; echo $?; \
+         until [ -e /on ]; do sleep 0.1; done; exec {big}"
+    );
+    let mut bundle = Bundle::new(runtime, &script);
+    bundle.config["linux"]["resources"] = json!({"memory": {"limit": 64 << 20}});
+    let pid = bundle.create();
+    bundle.verb(&["start", &bundle.id]).ok();
+    let mut command = bundle.command(&["events", "--interval", "300ms", &bundle.id]);
+    let mut events = command.stdout(Stdio::piped()).spawn().expect("it is installed");
+    let lines = BufReader::new(events.stdout.take().expect("piped")).lines();
+    let mut types = lines.map(|line| {
+        let event: Value = serde_json::from_str(&line.expect("text")).expect("JSON");
+        event["type"].as_str().unwrap_or_default().to_owned()
+    });
+    assert_eq!(types.next().as_deref(), Some("stats"));
+    bundle.verb(&["exec", &bundle.id, "touch", "/go"]).ok();
+    assert!(types.any(|kind| kind == "oom"), "no event tells of it");
+    eventually("its status", || bundle.output() == "137\n");
+    bundle.verb(&["exec", &bundle.id, "touch", "/on"]).ok();
+    assert_eq!(reap(pid), WaitStatus::Signaled(Pid::from_raw(pid), Signal::SIGKILL, false));
+    // Of the cgroup that conmon and containerd's shim watch.
+    let file = format!("/sys/fs/cgroup/bulkhead-tests/{}/memory.events", bundle.id);
+    let counts = std::fs::read_to_string(file).expect("counts");
+    let kills = counts.lines().find_map(|line| line.strip_prefix("oom_kill "));
+    assert_ne!(kills.expect("a count"), "0", "{counts}");
+    drop(events.wait());
 });
 
 #[test]
