@@ -1,5 +1,7 @@
 //! Networks of `bulkhead run`: names, ports, what is closed, and that nothing is left.
 
+mod spoofing;
+
 use std::path::{Path, PathBuf};
 
 use bulkhead_tests::image::debian;

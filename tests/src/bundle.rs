@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use serde_json::{Value, json};
 
 use crate::image::busybox;
-use crate::program::{Finished, feed, run};
+use crate::program::{Finished, compile, feed, run};
 
 /// The runtime that is under test.
 pub const OURS: &str = "bulkhead-runtime";
@@ -89,10 +89,7 @@ impl Bundle {
     /// Compiles `source`, of `tests/guests/`, into the root file system: a static program,
     /// since that has no libraries.
     pub fn compile(&self, source: &str, program: &str) {
-        let mut compiler = Command::new("cc");
-        compiler.args(["-static", "-O1", "-Wall", "-Werror", "-x", "c", "-", "-o"]);
-        compiler.arg(self.directory.path().join("rootfs").join(program));
-        feed(compiler, Box::new(std::io::Cursor::new(source.to_owned()))).ok();
+        compile(source, &self.directory.path().join("rootfs").join(program));
     }
 
     /// A file beside config.json.

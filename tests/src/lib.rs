@@ -18,6 +18,7 @@ pub mod systemd;
 pub mod tarball;
 pub mod terminal;
 pub mod turn;
+pub mod wire;
 
 pub use background::Background;
 pub use image::small;

@@ -1,6 +1,7 @@
 //! Programs run with a time limit.
 
 use std::io::{Read, Write};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::channel;
 use std::thread;
@@ -168,6 +169,15 @@ fn collect(mut stream: impl Read + Send + 'static) -> std::sync::mpsc::Receiver<
         let _ = sender.send(bytes);
     });
     receiver
+}
+
+/// Compiles `source`, of `tests/guests/`, to a static program, which needs no libraries of an
+/// image's.
+#[track_caller]
+pub fn compile(source: &str, to: &Path) {
+    let mut compiler = Command::new("cc");
+    compiler.args(["-static", "-O1", "-Wall", "-Werror", "-x", "c", "-", "-o"]).arg(to);
+    feed(compiler, Box::new(std::io::Cursor::new(source.to_owned()))).ok();
 }
 
 /// Waits until `condition` holds.

@@ -74,12 +74,16 @@ impl Place {
         if let Err(error) = dirs::remove_tree(&self.sandbox_dir()) {
             tracing::warn!("cannot remove a sandbox's directory: {error}");
         }
-        self.leave_network(None);
+        self.leave_network(None, None);
     }
 
     /// Takes the container out of its network, if it is in one.
-    pub(super) fn leave_network(&self, attached: Option<&networks::Attached>) {
-        if let Err(error) = networks::detach(self.dirs(), self.id(), attached) {
+    pub(super) fn leave_network(
+        &self,
+        attached: Option<&networks::Attached>,
+        counted: Option<networks::Refused>,
+    ) {
+        if let Err(error) = networks::detach(self.dirs(), self.id(), attached, counted) {
             let error = super::chain(&error);
             tracing::warn!("something is left of container {}'s network: {error}", self.name());
         }

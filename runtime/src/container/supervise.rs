@@ -18,7 +18,7 @@ use super::state::Machine;
 use super::{Container, ContainerError, Containers, State, chain};
 use crate::agent::AgentError;
 use crate::network::{Network, Policy};
-use crate::networks::{self, Attached, Joining};
+use crate::networks::{self, Attached, Counts, Joining, Refused, Telling};
 use crate::sandbox::assets::Assets;
 use crate::sandbox::ids::Both;
 use crate::sandbox::{
@@ -85,6 +85,7 @@ struct Running<'a> {
     container: &'a Container,
     alive: SupervisorLock,
     network: Option<Attached>,
+    telling: Option<Telling>,
     sandbox: Sandbox,
     streams: Streams,
     terminal: Option<RawTerminal>,
@@ -134,10 +135,20 @@ impl<'a> Supervisor<'a> {
         };
         match live {
             Ok((sandbox, streams, terminal, signals)) => {
-                Ok(Running { container, alive, network, sandbox, streams, terminal, signals })
+                let telling = network.as_ref().and_then(|_| tell_counts(&sandbox));
+                Ok(Running {
+                    container,
+                    alive,
+                    network,
+                    telling,
+                    sandbox,
+                    streams,
+                    terminal,
+                    signals,
+                })
             }
             Err(error) => {
-                leave_network(container, network);
+                leave_network(container, network, None);
                 let state = container.written_state()?;
                 let why = Some(chain(&error));
                 container.write_state(&verb, &state.stopped(error.exit_code(), false, why))?;
@@ -171,14 +182,21 @@ fn join_network(container: &Container) -> Result<Option<Attached>, ContainerErro
     Ok(Some(networks::attach(&joining)?))
 }
 
-/// The machine is gone, and its interface with it.
-fn leave_network(container: &Container, network: Option<Attached>) {
+/// The machine is gone, and its interface with it; `counted` is what it had refused.
+fn leave_network(container: &Container, network: Option<Attached>, counted: Option<Refused>) {
     let Some(network) = network else { return };
     match network.leave() {
-        Ok(()) => container.leave_network(Some(&network)),
+        Ok(()) => container.leave_network(Some(&network), counted),
         // Left to whoever looks next, from the host's namespace.
         Err(error) => tracing::warn!("{}", chain(&error)),
     }
+}
+
+/// What the VMM refuses, for those who inspect the container.
+fn tell_counts(sandbox: &Sandbox) -> Option<Telling> {
+    let telling = Counts(sandbox.vmm().requests()).tell(sandbox.directory());
+    // No reason to end a container that runs.
+    telling.map_err(|error| tracing::warn!("{}", chain(&error))).ok()
 }
 
 type Live = (Sandbox, Streams, Option<RawTerminal>, Option<Caught>);
@@ -328,11 +346,16 @@ impl Running<'_> {
 
     /// Takes everything down and writes the end.
     async fn finish(self, mut outcome: Outcome) -> Result<Outcome, ContainerError> {
-        let Running { container, alive, network, sandbox, streams, terminal, signals } = self;
+        let Running { container, alive, network, telling, sandbox, streams, terminal, signals } =
+            self;
         outcome.cut = streams.finish(OUTPUT_GRACE).await;
-        drop((terminal, signals));
+        drop((terminal, signals, telling));
+        let counted = match &network {
+            Some(_) => Some(Counts(sandbox.vmm().requests()).now().await),
+            None => None,
+        };
         sandbox.shutdown(POWER_OFF).await;
-        leave_network(container, network);
+        leave_network(container, network, counted);
         let lock = container.lock()?;
         let state = container.written_state()?;
         let stopped = state.stopped(outcome.exit_code, outcome.oom, outcome.error.clone());

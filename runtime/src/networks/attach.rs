@@ -14,8 +14,8 @@ use super::egress::{Allowed, Egress, Pinned};
 use super::files::{self, Identity};
 use super::options::{Networking, Protocol, Published};
 use super::record::{self, Record};
-use super::rules::{self, Guest, Policy};
-use super::{Known, NetworkError, Networks, hosts, link};
+use super::rules::{self, Guest, Policy, Refused};
+use super::{Known, NetworkError, Networks, counts, hosts, link};
 use crate::cni::{Client, CniResult, NetworkList, PluginPath};
 use crate::dirs::Dirs;
 use crate::files::write_json;
@@ -90,7 +90,7 @@ pub fn attach(joining: &Joining) -> Result<Attached, NetworkError> {
     // Makes the default one.
     networks.find(&options.network)?;
     // What is left of an earlier life.
-    detach(dirs, id, None)?;
+    detach(dirs, id, None, None)?;
     for (owner, _) in owners(dirs, &options.ports)? {
         (joining.reconcile)(dirs, &owner);
     }
@@ -99,7 +99,7 @@ pub fn attach(joining: &Joining) -> Result<Attached, NetworkError> {
     let attached = new_namespace()?;
     let result = join(joining, &networks, egress.unwrap_or_default(), &attached);
     if let Err(error) = result {
-        if let Err(also) = detach(dirs, id, Some(&attached)) {
+        if let Err(also) = detach(dirs, id, Some(&attached), None) {
             tracing::warn!("{}", crate::container::chain(&also));
         }
         return Err(error);
@@ -229,11 +229,17 @@ fn client<'a>(record: &'a Record, id: &'a str, log: &'a File) -> Client<'a> {
 }
 
 /// Takes the container `id` out of its network, as far as it is in one. Its namespace may
-/// be gone. The caller's thread is in the host's.
+/// be gone. The caller's thread is in the host's. `counted` is what its VMM refused, if that
+/// is known.
 ///
 /// # Errors
 /// With the reason; what is left is known to the next call.
-pub fn detach(dirs: &Dirs, id: &str, attached: Option<&Attached>) -> Result<(), NetworkError> {
+pub fn detach(
+    dirs: &Dirs,
+    id: &str,
+    attached: Option<&Attached>,
+    counted: Option<Refused>,
+) -> Result<(), NetworkError> {
     let lib = dirs.container_lib(id);
     if record::read(&lib)?.is_none() {
         return Ok(());
@@ -244,7 +250,8 @@ pub fn detach(dirs: &Dirs, id: &str, attached: Option<&Attached>) -> Result<(), 
     if record.rules && record.is_of(&record::this_boot()?) {
         if record.keep_counts {
             let path = lib.join("refused.json");
-            write_json(&path, &rules::refused(id, MAX_ENDS))?;
+            let refused = rules::refused(id, MAX_ENDS).and(counted.unwrap_or_default());
+            write_json(&path, &refused)?;
         }
         // Before its addresses are another's.
         rules::remove(id, &record.sources, MAX_ENDS, &log)?;
@@ -316,11 +323,12 @@ fn check_ports(dirs: &Dirs, ports: &[Published]) -> Result<(), NetworkError> {
 }
 
 /// What was refused to a container, now or until it ended.
-pub fn refused(dirs: &Dirs, id: &str) -> Result<rules::Refused, NetworkError> {
+pub fn refused(dirs: &Dirs, id: &str) -> Result<Refused, NetworkError> {
     let lib = dirs.container_lib(id);
     let boot = record::this_boot()?;
     if record::read(&lib)?.is_some_and(|record| record.rules && record.is_of(&boot)) {
-        return Ok(rules::refused(id, MAX_ENDS));
+        let by_vmm = counts::ask(&dirs.sandbox(id)).unwrap_or_default();
+        return Ok(rules::refused(id, MAX_ENDS).and(by_vmm));
     }
     Ok(crate::files::read_json(&lib.join("refused.json"))?.unwrap_or_default())
 }
@@ -351,7 +359,7 @@ mod tests {
     fn one_that_is_in_no_network_has_nothing_to_leave() {
         let dir = tempfile::tempdir().unwrap();
         let dirs = Dirs { run: dir.path().join("run"), lib: dir.path().join("lib") };
-        detach(&dirs, &"a".repeat(64), None).unwrap();
-        assert_eq!(refused(&dirs, &"a".repeat(64)).unwrap(), rules::Refused::default());
+        detach(&dirs, &"a".repeat(64), None, None).unwrap();
+        assert_eq!(refused(&dirs, &"a".repeat(64)).unwrap(), Refused::default());
     }
 }

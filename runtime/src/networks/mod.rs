@@ -14,6 +14,7 @@
 
 mod attach;
 pub mod cidr;
+mod counts;
 mod definition;
 pub mod egress;
 mod files;
@@ -26,6 +27,7 @@ mod rules;
 use std::path::PathBuf;
 
 pub use attach::{Attached, Joining, attach, detach, refused};
+pub use counts::{Counts, Telling};
 pub use definition::{Created, DEFAULT, Known, Networks, missing};
 pub use files::{Paths, paths};
 pub use record::{Record, read as record, remove_all_else};

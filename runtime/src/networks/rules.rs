@@ -117,6 +117,30 @@ pub struct Refused {
     pub egress: u64,
     /// Router advertisements to its neighbours.
     pub routers: u64,
+    /// Frames that the VMM dropped: from addresses that are not the container's, or of a kind
+    /// that no container sends. Nothing, where nobody can tell any more.
+    pub guard: Option<u64>,
+    /// Frames that the VMM dropped since they were none, or asked for what does not fit them.
+    pub malformed: Option<u64>,
+}
+
+impl Refused {
+    /// Both together.
+    pub(super) fn and(self, other: Refused) -> Refused {
+        let either = |one: Option<u64>, other: Option<u64>| match (one, other) {
+            (Some(one), Some(other)) => Some(one + other),
+            (one, other) => one.or(other),
+        };
+        Refused {
+            host: self.host + other.host,
+            metadata: self.metadata + other.metadata,
+            networks: self.networks + other.networks,
+            egress: self.egress + other.egress,
+            routers: self.routers + other.routers,
+            guard: either(self.guard, other.guard),
+            malformed: either(self.malformed, other.malformed),
+        }
+    }
 }
 
 /// Sets the rules of a container, and of its network.

@@ -183,7 +183,7 @@ impl VmmHandle {
     }
 
     /// For others who ask it.
-    pub(super) fn requests(&self) -> Requests {
+    pub(crate) fn requests(&self) -> Requests {
         Requests(self.commands.clone())
     }
 
