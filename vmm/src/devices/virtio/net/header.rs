@@ -45,13 +45,16 @@ pub(super) fn checked(
     };
     let negotiated = negotiated && (!ecn || has(features, net::VIRTIO_NET_F_HOST_ECN));
     // Segments need checksums of their own (section 5.1.6.2).
-    if !negotiated || flags == 0 || gso_size == 0 || header_len > len {
+    if !negotiated || flags == 0 || gso_size < MIN_SEGMENT || header_len > len {
         return Err(Malformed);
     }
     sent[1..6].copy_from_slice(&header[1..6]);
     Ok(sent)
 }
 
+/// Least bytes of a segment, as Linux's TCP has it (TCP_MIN_SND_MSS in include/net/tcp.h):
+/// smaller ones would make one frame of the guest's tens of thousands for the host.
+const MIN_SEGMENT: usize = 48;
 const ECN: u32 = net::VIRTIO_NET_HDR_GSO_ECN;
 
 #[cfg(test)]
@@ -84,10 +87,12 @@ mod tests {
         }
         let segments = header(1, 1, [54, 1448, 34, 16]);
         assert_eq!(check(segments), Ok(segments));
+        assert!(check(header(1, 1, [54, 48, 34, 16])).is_ok());
         assert_eq!(check(header(1, 0x81, [54, 1448, 34, 16])).unwrap()[1], 0x81);
         for odd in [
             header(0, 1, [54, 1448, 34, 16]),
             header(1, 1, [54, 0, 34, 16]),
+            header(1, 1, [54, 47, 34, 16]),
             header(1, 1, [1001, 1448, 34, 16]),
             header(1, 3, [54, 1448, 34, 16]),
             header(1, 5, [54, 1448, 34, 16]),
