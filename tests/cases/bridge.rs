@@ -1,16 +1,15 @@
 //! Networks of `bulkhead run`: names, ports, what is closed, and that nothing is left.
 
+mod left;
 mod spoofing;
 
 use std::path::{Path, PathBuf};
 
 use bulkhead_tests::image::debian;
-use bulkhead_tests::leaks::none;
-use bulkhead_tests::program::{Finished, eventually, script};
+use bulkhead_tests::outside::{Outside, ask, get};
+use bulkhead_tests::program::{eventually, script};
 use bulkhead_tests::turn::{alone, shared};
-use bulkhead_tests::{Background, bulkhead, guest, small};
-use nix::sys::signal::{SIGKILL, kill};
-use nix::unistd::Pid;
+use bulkhead_tests::{Background, bulkhead, small};
 use serde_json::Value;
 
 /// A network that is removed when the case ends.
@@ -42,19 +41,6 @@ fn address(container: &Background, key: &str) -> String {
     let all = container.inspect()["NetworkSettings"]["Networks"].take();
     let only = all.as_object().and_then(|all| all.values().next()).expect("one network");
     only[key].as_str().unwrap_or_else(|| panic!("{key} in {only}")).to_owned()
-}
-
-/// GET on the host, by the shell.
-fn get(address: &str, port: u16) -> String {
-    script(&ask(address, port)).text()
-}
-
-/// The same for any bash.
-fn ask(address: &str, port: u16) -> String {
-    format!(
-        "exec 3<>/dev/tcp/{address}/{port} && \
-         printf \"GET /os-release HTTP/1.0\\r\\n\\r\\n\" >&3 && timeout 20 cat <&3"
-    )
 }
 
 /// A server of /etc on port 80.
@@ -103,51 +89,6 @@ fn on<'a>(network: &'a str, options: &[&'a str]) -> Vec<&'a str> {
     [&["--network", network], options].concat()
 }
 
-/// A host beyond the host: 203.0.113.2, with servers on ports 80 and 81.
-struct Outside(std::process::Child);
-
-impl Outside {
-    fn new() -> Outside {
-        let mut command = std::process::Command::new("unshare");
-        let child = command.args(["-n", "sleep", "100000"]).spawn().expect("unshare");
-        let pid = child.id();
-        let outside = Outside(child);
-        eventually("its namespace", || {
-            let of = |pid: &str| std::fs::read_link(format!("/proc/{pid}/ns/net")).ok();
-            of(&pid.to_string()) != of("self")
-        });
-        script(&format!(
-            "set -e; ip link add out0 type veth peer name out1 netns {pid}
-             ip addr add 203.0.113.1/24 dev out0; ip link set out0 up
-             in='nsenter -t {pid} -n'
-             $in ip addr add 203.0.113.2/24 dev out1; $in ip link set out1 up
-             $in busybox httpd -p 80 -h /usr/lib; $in busybox httpd -p 81 -h /usr/lib
-             busybox httpd -p 18081 -h /usr/lib"
-        ))
-        .ok();
-        outside
-    }
-}
-
-impl Outside {
-    /// GET there, by its own shell.
-    fn get(&self, address: &str, port: u16) -> Finished {
-        let ask = ask(address, port).replace("20 cat", "10 cat");
-        script(&format!("nsenter -t {} -n timeout 10 bash -c '{ask}'", self.0.id()))
-    }
-}
-
-impl Drop for Outside {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-        // Servers in the namespace keep it alive.
-        script(
-            "for pid in $(pidof busybox); do tr '\\0' ' ' </proc/$pid/cmdline | grep -q '^busybox httpd' && kill $pid; done; true",
-        );
-    }
-}
-
 /// A network that the host's administrator describes: ptp, with CNI's own masquerade.
 struct Listed(PathBuf);
 
@@ -179,7 +120,7 @@ impl Drop for Listed {
 fn the_host_is_closed_and_egress_is_what_was_asked_for() {
     let _turn = alone();
     let made = Made::new("e2e-walls", &["--subnet", "10.99.7.0/24"]);
-    let outside = Outside::new();
+    let outside = Outside::set_up();
     let request = |from: &Background, host: &str, seconds: u32| {
         let (host, port) = host.split_once(':').unwrap_or((host, "80"));
         from.exec(&format!(
@@ -202,7 +143,7 @@ fn the_host_is_closed_and_egress_is_what_was_asked_for() {
     }
     assert!(refused(&plain, "host") > 0);
     let ways = "ip route add 10.99.0.0/16 via 203.0.113.1 dev out1";
-    script(&format!("nsenter -t {} -n {ways}", outside.0.id())).ok();
+    outside.run(ways).ok();
     assert_ne!(outside.get(&own, 80).status, 0, "a port that is not published");
     assert!(cannot(&plain, "169.254.169.254"));
     assert!(refused(&plain, "metadata") > 0);
@@ -247,35 +188,6 @@ fn the_host_is_closed_and_egress_is_what_was_asked_for() {
     assert!(reaches(&plain, "203.0.113.2"), "its own address still works");
     plain.exec("ip route replace default via 10.99.7.1 dev eth0 src 10.99.7.200").ok();
     assert!(cannot(&plain, "203.0.113.2"));
-}
-
-/// What a host holds of networks.
-fn held() -> String {
-    script(
-        "nft -s list ruleset; ls /sys/class/net; find /run/bulkhead/leases ! -name 'last_*'; \
-         grep -c nsfs /proc/self/mountinfo; true",
-    )
-    .text()
-}
-
-#[test]
-fn nothing_of_a_network_is_left() {
-    let _turn = alone();
-    let run = ["--network", "bridge", "-p", "18083:80", "--egress", "public"];
-    // The bridge, and what all networks have in common, stay.
-    guest(&run, "true").ok();
-    let before = held();
-    none(|| {
-        guest(&run, "ip addr show eth0 | grep -c inet").ok();
-        guest(&run, "exit 3").expect(3);
-        let killed = Background::start(&run, &SERVER);
-        let supervisor = killed.supervisor();
-        assert!(held() != before, "it can tell");
-        kill(Pid::from_raw(supervisor), SIGKILL).unwrap();
-        eventually("its end", || killed.inspect()["State"]["Status"] == "exited");
-        assert_eq!(held(), before, "after a killed supervisor and a look");
-    });
-    assert_eq!(held(), before);
 }
 
 #[test]

@@ -13,6 +13,7 @@ pub mod image;
 pub mod leaks;
 pub mod netns;
 pub mod oci;
+pub mod outside;
 pub mod program;
 pub mod systemd;
 pub mod tarball;
