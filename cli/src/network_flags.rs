@@ -6,14 +6,14 @@ use anyhow::bail;
 use clap::Args;
 use runtime::networks::egress::Egress;
 use runtime::networks::options::{ExtraHost, Mode, Networking, Published};
+use runtime::networks::{self, passt};
 
 /// Options for the network.
 #[derive(Debug, Args)]
 pub struct NetworkFlags {
-    /// none (loopback alone), bridge, or the name of a network
-    #[arg(long, visible_alias = "net", value_name = "NETWORK", default_value = "bridge")]
-    #[arg(env = "BULKHEAD_NETWORK")]
-    network: Mode,
+    /// none (loopback alone), bridge (the default), passt, or the name of a network
+    #[arg(long, visible_alias = "net", value_name = "NETWORK", env = "BULKHEAD_NETWORK")]
+    network: Option<Mode>,
     /// Publish a port of the container on the host
     #[arg(short, long, value_name = "[IP:]HOST:CONTAINER[/udp]")]
     publish: Vec<Published>,
@@ -41,7 +41,7 @@ impl NetworkFlags {
         if let Some(domain) = self.dns_search.iter().find(|domain| !is_domain(domain)) {
             bail!("invalid search domain: {domain:?}");
         }
-        let Mode::Named(network) = &self.network else {
+        let Mode::Named(network) = self.network.clone().unwrap_or_else(default) else {
             let useless = [
                 (!self.publish.is_empty(), "--publish"),
                 (egress.is_some_and(|policy| policy != Egress::default()), "--egress"),
@@ -55,7 +55,7 @@ impl NetworkFlags {
             };
         };
         Ok(Some(Networking {
-            network: network.clone(),
+            network,
             ports: self.publish.clone(),
             dns: self.dns.clone(),
             dns_search: self.dns_search.clone(),
@@ -64,6 +64,21 @@ impl NetworkFlags {
             allow_host: self.allow_host,
         }))
     }
+}
+
+/// The network of whoever names none: where there can be no bridge, passt makes one, and a
+/// line tells so.
+fn default() -> Mode {
+    let missing = networks::missing();
+    if missing.is_empty() || !passt::available() {
+        return Mode::Named(networks::DEFAULT.into());
+    }
+    crate::errors::warn(&format!(
+        "without {} there is no bridge: the container is behind passt (--network passt); see \
+         `bulkhead doctor`",
+        missing.join(", ")
+    ));
+    Mode::Named(passt::NAME.into())
 }
 
 fn is_domain(text: &str) -> bool {

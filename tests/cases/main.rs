@@ -16,6 +16,7 @@ mod leaks;
 mod lifecycle;
 mod network;
 mod oci;
+mod passt;
 mod registry;
 mod run;
 mod stdio;

@@ -107,14 +107,13 @@ fn of_network(container: &Container) -> anyhow::Result<Value> {
     let Some(options) = &container.config.network else {
         return Ok(json!({ "Networks": {}, "Ports": {} }));
     };
-    let record = networks::record(&container.lib_dir())?;
-    let result = record.as_ref().and_then(networks::Record::outcome).unwrap_or_default();
-    let of = |ipv4: bool| result.addresses().find(|(address, _)| address.is_ipv4() == ipv4);
-    let gateway = |ipv4: bool| result.gateways().find(|address| address.is_ipv4() == ipv4);
+    let standing = networks::standing(&container.lib_dir())?;
+    let of = |ipv4: bool| standing.addresses.iter().find(|(own, _)| own.is_ipv4() == ipv4);
+    let gateway = |ipv4: bool| standing.gateways.iter().find(|way| way.is_ipv4() == ipv4);
     let address = |ipv4: bool| of(ipv4).map(|(address, _)| address);
-    let length = |ipv4: bool| of(ipv4).map_or(0, |(_, length)| length);
+    let length = |ipv4: bool| of(ipv4).map_or(0, |(_, length)| *length);
     let mut ports = serde_json::Map::new();
-    for port in record.iter().flat_map(|record| &record.ports) {
+    for port in &standing.ports {
         let host = port.address.map_or("0.0.0.0".into(), |address| address.to_string());
         let entry = json!({ "HostIp": host, "HostPort": port.host.to_string() });
         let key = format!("{}/{}", port.guest, port.protocol);
@@ -130,7 +129,7 @@ fn of_network(container: &Container) -> anyhow::Result<Value> {
             "GlobalIPv6Address": address(false),
             "GlobalIPv6PrefixLen": length(false),
             "IPv6Gateway": gateway(false),
-            "MacAddress": result.inside().map(|interface| &interface.mac),
+            "MacAddress": standing.mac,
         } },
         "Ports": ports,
         "Egress": options.egress,

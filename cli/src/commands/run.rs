@@ -13,6 +13,7 @@ use runtime::container::create::{CreateOptions, ImageSource};
 use runtime::container::supervise::{self, Attachment};
 use runtime::container::{Container, ContainerError, Writable, handover};
 use runtime::limits::{Bytes, Cpus, Limits};
+use runtime::networks::options::Networking;
 use runtime::signals::SignalNumber;
 use runtime::spec::mounts::{Tmpfs, Volume};
 use runtime::spec::rlimits::Rlimit;
@@ -123,11 +124,11 @@ pub fn run(arguments: Arguments) -> anyhow::Result<u8> {
         arguments.attach.check()?;
     }
     // Before anything is pulled.
-    arguments.network.options()?;
+    let network = arguments.network.options()?;
     super::block_on(async {
         let store = image_store::open()?;
         let image = image_store::obtain(&store, &arguments.image, arguments.pull).await?;
-        let container = create(&arguments, &image)?;
+        let container = create(&arguments, network, &image)?;
         if arguments.detach {
             detached(&container)
         } else {
@@ -136,7 +137,11 @@ pub fn run(arguments: Arguments) -> anyhow::Result<u8> {
     })
 }
 
-fn create(arguments: &Arguments, image: &Image) -> anyhow::Result<Container> {
+fn create(
+    arguments: &Arguments,
+    network: Option<Networking>,
+    image: &Image,
+) -> anyhow::Result<Container> {
     let image_signal =
         image.config.config().as_ref().and_then(|config| config.stop_signal().clone());
     // Nonsense in an image is no reason not to run it.
@@ -145,7 +150,7 @@ fn create(arguments: &Arguments, image: &Image) -> anyhow::Result<Container> {
         name: arguments.name.clone(),
         user: arguments.user.clone(),
         spec: spec_options(arguments)?,
-        network: arguments.network.options()?,
+        network,
         writable: match arguments.writable {
             WritableArgument::Host => Writable::Host,
             WritableArgument::Memory => Writable::Memory,

@@ -106,8 +106,16 @@ pub(super) fn networks() -> Finding {
     if missing.is_empty() {
         return Finding::ok(subject, "CNI's plugins, nft and iptables");
     }
-    let advice = "install containernetworking-plugins, nftables and iptables; until then only \
-                  `bulkhead run --network none` works";
+    let advice = match runtime::networks::passt::available() {
+        true => {
+            "install containernetworking-plugins, nftables and iptables; until then containers \
+             are behind passt (--network passt), and there are no networks of several"
+        }
+        false => {
+            "install containernetworking-plugins, nftables and iptables, or passt; until then \
+             only `bulkhead run --network none` works"
+        }
+    };
     Finding::warn(subject, format!("missing: {}", missing.join(" ")), advice)
 }
 

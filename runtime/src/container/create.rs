@@ -78,7 +78,9 @@ impl Containers {
             make_volume(&volume.host)?;
         }
         if let Some(network) = &options.network {
-            Networks::new(self.dirs().clone()).find(&network.network)?;
+            if network.network != networks::passt::NAME {
+                Networks::new(self.dirs().clone()).find(&network.network)?;
+            }
             let files = of_network(&self.dirs().container_lib(&id), &options.spec);
             options.spec.volumes.extend(files);
         }

@@ -135,7 +135,7 @@ impl<'a> Supervisor<'a> {
         };
         match live {
             Ok((sandbox, streams, terminal, signals)) => {
-                let telling = network.as_ref().and_then(|_| tell_counts(&sandbox));
+                let telling = network.as_ref().and_then(|network| tell_counts(&sandbox, network));
                 Ok(Running {
                     container,
                     alive,
@@ -193,8 +193,8 @@ fn leave_network(container: &Container, network: Option<Attached>, counted: Opti
 }
 
 /// What the VMM refuses, for those who inspect the container.
-fn tell_counts(sandbox: &Sandbox) -> Option<Telling> {
-    let telling = Counts(sandbox.vmm().requests()).tell(sandbox.directory());
+fn tell_counts(sandbox: &Sandbox, network: &Attached) -> Option<Telling> {
+    let telling = Counts::of(sandbox.vmm().requests(), network).tell(sandbox.directory());
     // No reason to end a container that runs.
     telling.map_err(|error| tracing::warn!("{}", chain(&error))).ok()
 }
@@ -351,7 +351,7 @@ impl Running<'_> {
         outcome.cut = streams.finish(OUTPUT_GRACE).await;
         drop((terminal, signals, telling));
         let counted = match &network {
-            Some(_) => Some(Counts(sandbox.vmm().requests()).now().await),
+            Some(network) => Some(Counts::of(sandbox.vmm().requests(), network).now().await),
             None => None,
         };
         sandbox.shutdown(POWER_OFF).await;

@@ -15,6 +15,7 @@
 //! leads nowhere, on an interface of somebody else's: [`clean`] and the next start remove it.
 
 mod keeper;
+mod made;
 mod netlink;
 mod resolver;
 mod tap;
@@ -36,6 +37,7 @@ use netlink_packet_route::link::LinkMessage;
 use view::View;
 
 pub(crate) use keeper::{Keeper, Machine, Plug};
+pub(crate) use made::{Made, Routes, make};
 pub(crate) use resolver::Resolver;
 pub(crate) use watch::{Asks, Watch};
 

@@ -59,6 +59,20 @@ impl Netlink {
         self.answers(|_| {}).map(drop)
     }
 
+    /// The object that answers a question, if one does.
+    pub(super) fn ask(
+        &mut self,
+        kind: u16,
+        message: &impl Emitable,
+    ) -> Result<Option<Vec<u8>>, Errno> {
+        let mut payload = vec![0; message.buffer_len()];
+        message.emit(&mut payload);
+        self.send(kind, NLM_F_ACK, &payload)?;
+        let mut first = None;
+        self.answers(|object| first = first.take().or_else(|| Some(object.to_vec())))?;
+        Ok(first)
+    }
+
     /// All objects of a kind, each without its netlink header. `header` is the fixed part of
     /// the request.
     pub(super) fn dump(&mut self, kind: u16, header: &[u8]) -> Result<Vec<Vec<u8>>, Errno> {

@@ -13,6 +13,7 @@ use super::definition::check_ipv6;
 use super::egress::{Allowed, Egress, Pinned};
 use super::files::{self, Identity};
 use super::options::{Networking, Protocol, Published};
+use super::passt::{self, Passt};
 use super::record::{self, Record};
 use super::rules::{self, Guest, Policy, Refused};
 use super::{Known, NetworkError, Networks, counts, hosts, link};
@@ -20,8 +21,10 @@ use crate::cni::{Client, CniResult, NetworkList, PluginPath};
 use crate::dirs::Dirs;
 use crate::files::write_json;
 
+/// What was refused to a container that has ended.
+pub(super) const REFUSED: &str = "refused.json";
 /// Name of a container's interface.
-const INTERFACE: &str = "eth0";
+pub(super) const INTERFACE: &str = "eth0";
 /// Interfaces of a container whose ends on the host have rules.
 const MAX_ENDS: usize = 4;
 
@@ -50,6 +53,7 @@ pub struct Joining<'a> {
 pub struct Attached {
     namespace: OwnedFd,
     host: OwnedFd,
+    pub(super) passt: Option<Passt>,
 }
 
 impl Attached {
@@ -69,6 +73,17 @@ impl Attached {
         enter(&self.host)
     }
 
+    /// Does something in the container's namespace, on a thread of its own.
+    pub(super) fn inside<T: Send>(
+        &self,
+        work: impl FnOnce() -> T + Send,
+    ) -> Result<T, NetworkError> {
+        let work = || enter(&self.namespace).map(|()| work());
+        let panicked = |_| std::io::Error::other("its thread panicked");
+        let done = std::thread::scope(|scope| scope.spawn(work).join().map_err(panicked));
+        done.map_err(NetworkError::system("work in a network namespace"))?
+    }
+
     fn path(&self) -> PathBuf {
         format!("/proc/{}/fd/{}", std::process::id(), self.namespace.as_raw_fd()).into()
     }
@@ -86,6 +101,11 @@ fn enter(namespace: &OwnedFd) -> Result<(), NetworkError> {
 /// With the reason; nothing is left.
 pub fn attach(joining: &Joining) -> Result<Attached, NetworkError> {
     let Joining { dirs, id, options, .. } = *joining;
+    if options.network == passt::NAME {
+        // What is left of an earlier life.
+        detach(dirs, id, None, None)?;
+        return passt::attach(joining);
+    }
     let networks = Networks::new(dirs.clone());
     // Makes the default one.
     networks.find(&options.network)?;
@@ -209,15 +229,12 @@ fn guest<'a>(
 /// All addresses that the guest may send from. The link-local one is as the kernel makes it,
 /// of the hardware address that it has, whatever plugins say.
 fn sources(result: &CniResult, attached: &Attached) -> Result<Vec<IpAddr>, NetworkError> {
-    let failed = || NetworkError::system("look at the container's interface");
-    let look = || {
-        setns(&attached.namespace, CloneFlags::CLONE_NEWNET)?;
+    let failed = NetworkError::system("look at the container's interface");
+    let look = || -> nix::Result<Option<[u8; 6]>> {
         let mut own = getifaddrs()?.filter(|one| one.interface_name == INTERFACE);
         Ok(own.find_map(|one| one.address?.as_link_addr()?.addr()))
     };
-    let looked: nix::Result<Option<[u8; 6]>> =
-        std::thread::scope(|scope| scope.spawn(look).join().unwrap_or(Err(nix::errno::Errno::EIO)));
-    let mac = looked.map_err(|errno| failed()(errno.into()))?;
+    let mac = attached.inside(look)?.map_err(|errno| failed(errno.into()))?;
     let mut all: Vec<IpAddr> = result.addresses().map(|(address, _)| address).collect();
     all.extend(mac.map(rules::link_local));
     Ok(all)
@@ -241,6 +258,7 @@ pub fn detach(
     counted: Option<Refused>,
 ) -> Result<(), NetworkError> {
     let lib = dirs.container_lib(id);
+    passt::forget(&lib, counted.clone())?;
     if record::read(&lib)?.is_none() {
         return Ok(());
     }
@@ -249,7 +267,7 @@ pub fn detach(
     let Some(mut record) = record::read(&lib)? else { return Ok(()) };
     if record.rules && record.is_of(&record::this_boot()?) {
         if record.keep_counts {
-            let path = lib.join("refused.json");
+            let path = lib.join(REFUSED);
             let refused = rules::refused(id, MAX_ENDS).and(counted.unwrap_or_default());
             write_json(&path, &refused)?;
         }
@@ -271,7 +289,7 @@ pub fn detach(
 }
 
 /// A namespace of this process.
-fn new_namespace() -> Result<Attached, NetworkError> {
+pub(super) fn new_namespace() -> Result<Attached, NetworkError> {
     let failed = || NetworkError::system("make a network namespace");
     let open = || File::open("/proc/thread-self/ns/net").map(OwnedFd::from);
     let host = open().map_err(failed())?;
@@ -281,7 +299,7 @@ fn new_namespace() -> Result<Attached, NetworkError> {
     });
     let panicked = |_| std::io::Error::other("its thread panicked");
     let namespace = make.join().map_err(panicked).and_then(|made| made).map_err(failed())?;
-    Ok(Attached { namespace, host })
+    Ok(Attached { namespace, host, passt: None })
 }
 
 /// Containers that have one of these ports of the host.
@@ -297,7 +315,7 @@ fn owners(dirs: &Dirs, ports: &[Published]) -> Result<Vec<(String, Record)>, Net
 }
 
 /// Refuses ports that somebody has already. CNI's portmap does not look.
-fn check_ports(dirs: &Dirs, ports: &[Published]) -> Result<(), NetworkError> {
+pub(super) fn check_ports(dirs: &Dirs, ports: &[Published]) -> Result<(), NetworkError> {
     let refuse =
         |port: &Published, why: String| Err(NetworkError::Port { port: port.to_string(), why });
     let others = owners(dirs, ports)?;
@@ -326,11 +344,14 @@ fn check_ports(dirs: &Dirs, ports: &[Published]) -> Result<(), NetworkError> {
 pub fn refused(dirs: &Dirs, id: &str) -> Result<Refused, NetworkError> {
     let lib = dirs.container_lib(id);
     let boot = record::this_boot()?;
+    let by_supervisor = counts::ask(&dirs.sandbox(id));
     if record::read(&lib)?.is_some_and(|record| record.rules && record.is_of(&boot)) {
-        let by_vmm = counts::ask(&dirs.sandbox(id)).unwrap_or_default();
-        return Ok(rules::refused(id, MAX_ENDS).and(by_vmm));
+        return Ok(rules::refused(id, MAX_ENDS).and(by_supervisor.unwrap_or_default()));
     }
-    Ok(crate::files::read_json(&lib.join("refused.json"))?.unwrap_or_default())
+    match by_supervisor {
+        Some(refused) => Ok(refused),
+        None => Ok(crate::files::read_json(&lib.join(REFUSED))?.unwrap_or_default()),
+    }
 }
 
 #[cfg(test)]

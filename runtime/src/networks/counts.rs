@@ -1,9 +1,11 @@
-//! What the VMM has refused of its guest's frames. Only the supervisor can ask it; who else
+//! What the VMM, or who stands before passt, has refused of a guest's frames. Only the
+//! supervisor can ask them; who else
 //! wants to know connects to a socket of the supervisor's, and reads until its end.
 
 use std::io::Read;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use protocol::machine::{Reply, Request};
@@ -11,7 +13,8 @@ use tokio::io::AsyncWriteExt;
 use tokio::net::UnixListener;
 use tokio::task::JoinHandle;
 
-use super::Refused;
+use super::passt::Counters;
+use super::{Attached, Refused};
 use crate::files::FileError;
 use crate::sandbox::vmm::Requests;
 
@@ -24,14 +27,27 @@ fn socket(sandbox: &Path) -> PathBuf {
     sandbox.join("counts.sock")
 }
 
-/// Asks a VMM.
+/// Who can be asked.
 #[derive(Debug, Clone)]
-pub struct Counts(pub(crate) Requests);
+pub struct Counts {
+    vmm: Requests,
+    passt: Option<Arc<Counters>>,
+}
 
 impl Counts {
-    /// What it has refused so far; nothing is known if it does not answer.
+    /// The VMM of a container that is in this network, and what stands before its passt.
+    pub(crate) fn of(vmm: Requests, attached: &Attached) -> Counts {
+        Counts { vmm, passt: attached.passt.as_ref().map(|passt| passt.counters.clone()) }
+    }
+
+    /// What they have refused so far. Of a VMM that does not answer nothing is known.
     pub async fn now(&self) -> Refused {
-        let asked = self.0.request(Request::NetCounters, Vec::new());
+        let before_passt = self.passt.as_ref().map(|counters| counters.now());
+        self.by_vmm().await.and(before_passt.unwrap_or_default())
+    }
+
+    async fn by_vmm(&self) -> Refused {
+        let asked = self.vmm.request(Request::NetCounters, Vec::new());
         let Ok(Ok(Reply::NetCounters(all))) = tokio::time::timeout(LIMIT, asked).await else {
             return Refused::default();
         };

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use serde_json::{Map, Value, json};
 
 use super::cidr::Cidr;
-use super::{NetworkError, link, rules};
+use super::{NetworkError, link, passt, rules};
 use crate::cni::{NetworkList, PluginPath, is_name};
 use crate::dirs::{self, Dirs};
 use crate::files::{self, FileError, write_json};
@@ -18,6 +18,8 @@ pub const DEFAULT: &str = "bridge";
 const HOST_LISTS: &str = "/etc/cni/net.d";
 /// Where subnets are taken from, unless one is named: each a /24 of it.
 const POOL: [u8; 2] = [10, 87];
+/// What names of our bridges begin with.
+pub(super) const BRIDGES: &str = "bkh";
 /// Key of a list that holds what is ours.
 const OURS: &str = "bulkhead";
 
@@ -139,7 +141,7 @@ impl Networks {
     /// # Errors
     /// When it exists, or its subnets cannot be.
     pub fn create(&self, name: &str, options: &Created) -> Result<Known, NetworkError> {
-        if !is_name(name) || ["none", "host"].contains(&name) {
+        if !is_name(name) || ["none", "host", passt::NAME].contains(&name) {
             return Err(NetworkError::Name(name.into()));
         }
         let _lock = self.lock()?;
@@ -148,7 +150,7 @@ impl Networks {
             return Err(NetworkError::Exists(name.into()));
         }
         let subnets = choose_subnets(options, &all)?;
-        let bridge = (0u32..).map(|number| format!("bkh{number}"));
+        let bridge = (0u32..).map(|number| format!("{BRIDGES}{number}"));
         let taken = |bridge: &String| {
             all.iter().any(|known| known.bridge() == Some(bridge)) || link::exists(bridge)
         };
@@ -353,7 +355,9 @@ mod tests {
         let error = all.remove("second", || Ok::<_, NetworkError>(vec!["web".into()])).unwrap_err();
         assert!(error.to_string().contains("in use by web"));
         assert!(matches!(all.find("third"), Err(NetworkError::NotFound(_))));
-        assert!(matches!(all.create("none", &options), Err(NetworkError::Name(_))));
+        for taken in ["none", "passt"] {
+            assert!(matches!(all.create(taken, &options), Err(NetworkError::Name(_))));
+        }
     }
 
     #[test]

@@ -43,6 +43,24 @@ pub(super) fn routed() -> Vec<Cidr> {
     all
 }
 
+/// Whether the host has a default route of IPv4, and of IPv6.
+pub(super) fn ways_out() -> (bool, bool) {
+    let read = |path| std::fs::read_to_string(path).unwrap_or_default();
+    let four = read("/proc/net/route").lines().filter_map(ipv4).any(|to| to.length() == 0);
+    (four, read("/proc/net/ipv6_route").lines().any(is_way_out))
+}
+
+/// Whether a line of /proc/net/ipv6_route is a default route that leads somewhere.
+fn is_way_out(line: &str) -> bool {
+    /// RTF_REJECT of the kernel's linux/route.h: the route of last resort.
+    const REJECT: u32 = 0x0200;
+    let words: Vec<&str> = line.split_whitespace().collect();
+    let flags = words.get(8).and_then(|flags| u32::from_str_radix(flags, 16).ok());
+    ipv6(line).is_some_and(|to| to.length() == 0)
+        && flags.is_some_and(|flags| flags & REJECT == 0)
+        && words.get(9) != Some(&"lo")
+}
+
 /// The interface at which the host has its default route of IPv6 from a router, if it would
 /// lose that by beginning to forward.
 pub(super) fn router_of_ipv6() -> Option<String> {
@@ -108,6 +126,17 @@ mod tests {
         let other = zero.replace("00000000", "fd000000");
         assert_eq!(advertised_default(&line(&other, "00", "00450003")), None);
         assert_eq!(advertised_default("0 00"), None);
+    }
+
+    #[test]
+    fn ways_out_are_known() {
+        let zero = "0".repeat(32);
+        let line = |length: &str, flags: &str, interface: &str| {
+            format!("{zero} {length} {zero} 00 {zero} 00000400 1 0 {flags}     {interface}")
+        };
+        assert!(is_way_out(&line("00", "00450003", "eth0")));
+        assert!(!is_way_out(&line("00", "00200200", "lo")), "the last resort");
+        assert!(!is_way_out(&line("40", "00000001", "eth0")) && !is_way_out(""));
     }
 
     #[test]

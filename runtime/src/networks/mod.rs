@@ -21,8 +21,11 @@ mod files;
 mod hosts;
 mod link;
 pub mod options;
+pub mod passt;
 mod record;
 mod rules;
+mod special;
+mod standing;
 
 use std::path::PathBuf;
 
@@ -32,6 +35,7 @@ pub use definition::{Created, DEFAULT, Known, Networks, missing};
 pub use files::{Paths, paths};
 pub use record::{Record, read as record, remove_all_else};
 pub use rules::Refused;
+pub use standing::{Standing, standing};
 
 /// Why a container has no network, or a network is not what was asked for.
 #[derive(Debug, thiserror::Error)]
@@ -56,7 +60,7 @@ pub enum NetworkError {
     Exists(String),
     /// Not a name.
     #[error(
-        "invalid network name {0:?}: only [a-zA-Z0-9][a-zA-Z0-9_.-]* are allowed, and not none or host"
+        "invalid network name {0:?}: only [a-zA-Z0-9][a-zA-Z0-9_.-]* are allowed, and not none, host or passt"
     )]
     Name(String),
     /// Not one of ours.
@@ -112,6 +116,24 @@ pub enum NetworkError {
          (Debian's package), or use --network none"
     )]
     NoNft,
+    /// The program.
+    #[error(
+        "there is no program passt: install it (Debian's package passt), or use another \
+         --network"
+    )]
+    NoPasst,
+    /// passt.
+    #[error("passt does not start: {0}")]
+    Passt(String),
+    /// `host-gateway`.
+    #[error(
+        "--add-host {0}:host-gateway is not possible on --network passt: the host has no \
+         default route, and so no address of its own that stands for it"
+    )]
+    NoHostAddress(String),
+    /// Its interface.
+    #[error("cannot make the interface of the container")]
+    Interface(#[source] Box<crate::network::NetworkError>),
     /// What plugins gave.
     #[error("cannot understand the result of the network's CNI plugins")]
     Result(#[source] serde_json::Error),

@@ -303,7 +303,7 @@ fn nft(arguments: &[&str], input: &str, log: &File) -> Result<Vec<u8>, NetworkEr
 
 /// A program of the host's administrator, also where PATH is a user's.
 pub(super) fn program(name: &str) -> Option<PathBuf> {
-    let directories = ["/usr/sbin", "/sbin", "/usr/bin", "/usr/local/sbin"];
+    let directories = ["/usr/sbin", "/sbin", "/usr/bin", "/usr/local/sbin", "/usr/local/bin"];
     directories.into_iter().map(|dir| Path::new(dir).join(name)).find(|path| path.exists())
 }
 

@@ -18,6 +18,8 @@ pub fn open() -> std::io::Result<OwnedFd> {
 /// How a queue becomes one of a tap.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Queue {
+    /// The only one, of a tap that is made with it and whose frames have no header.
+    Bare,
     /// The only one, of a tap that is made with it.
     Only,
     /// The first of several, of a tap that is made with it.
@@ -26,15 +28,19 @@ pub enum Queue {
     Further,
 }
 
-/// Makes `fd` a queue of the tap `name`, whose frames have a virtio-net header. The tap ends
-/// with its last queue.
+/// Makes `fd` a queue of the tap `name`, whose frames have a virtio-net header unless it is
+/// [`Queue::Bare`]. The tap ends with its last queue.
 ///
 /// # Errors
 /// As TUNSETIFF; EBUSY where a tap that is to be made is there.
 pub fn attach(fd: BorrowedFd, name: &str, queue: Queue) -> nix::Result<()> {
-    let several = if queue == Queue::Only { 0 } else { libc::IFF_MULTI_QUEUE };
-    let new = if queue == Queue::Further { 0 } else { libc::IFF_TUN_EXCL };
-    let flags = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR | several | new;
+    let how = match queue {
+        Queue::Bare => libc::IFF_TUN_EXCL,
+        Queue::Only => libc::IFF_VNET_HDR | libc::IFF_TUN_EXCL,
+        Queue::First => libc::IFF_VNET_HDR | libc::IFF_MULTI_QUEUE | libc::IFF_TUN_EXCL,
+        Queue::Further => libc::IFF_VNET_HDR | libc::IFF_MULTI_QUEUE,
+    };
+    let flags = libc::IFF_TAP | libc::IFF_NO_PI | how;
     // SAFETY: zeros are a request without a name.
     let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
     if name.len() >= request.ifr_name.len() {

@@ -5,19 +5,9 @@ use std::net::IpAddr;
 use super::Guest;
 use crate::networks::cidr::Cidr;
 use crate::networks::egress::Allowed;
-
-/// Addresses by which clouds tell a machine who it is: the common ones, and those of
-/// Alibaba, Azure and Oracle.
-const METADATA4: [&str; 4] =
-    ["169.254.0.0/16", "100.100.100.200/32", "168.63.129.16/32", "192.0.0.192/32"];
-/// Those of Amazon, Google and Scaleway.
-const METADATA6: [&str; 3] = ["fd00:ec2::254/128", "fd20:ce::254/128", "fd00:42::42/128"];
-/// What is not on the Internet: the IANA's registries of special-purpose addresses.
-const NOT_PUBLIC4: &str = "{ 0.0.0.0/8, 10.0.0.0/8, 100.64.0.0/10, 127.0.0.0/8, 169.254.0.0/16, \
-    172.16.0.0/12, 192.0.0.0/24, 192.0.2.0/24, 192.88.99.0/24, 192.168.0.0/16, 198.18.0.0/15, \
-    198.51.100.0/24, 203.0.113.0/24, 224.0.0.0/3 }";
-const PUBLIC6: &str = "2000::/3";
-const NOT_PUBLIC6: &str = "{ 2001::/23, 2001:db8::/32, 2002::/16, 3fff::/20 }";
+use crate::networks::special::{
+    METADATA4, METADATA6, NOT_PUBLIC4, NOT_PUBLIC6, PUBLIC6, is_metadata,
+};
 
 const NEIGHBOURS: &str = "icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert }";
 
@@ -62,8 +52,9 @@ pub(super) fn routed(guest: &Guest) -> Vec<String> {
     rules.extend(policy.allowed.iter().map(accept));
     if policy.public {
         rules.extend(guest.name_servers.iter().map(|server| ask(*server)));
-        rules.push(format!("ip daddr != {NOT_PUBLIC4} accept"));
-        rules.push(format!("ip6 daddr {PUBLIC6} ip6 daddr != {NOT_PUBLIC6} accept"));
+        let [four, six] = [NOT_PUBLIC4.join(", "), NOT_PUBLIC6.join(", ")];
+        rules.push(format!("ip daddr != {{ {four} }} accept"));
+        rules.push(format!("ip6 daddr {PUBLIC6} ip6 daddr != {{ {six} }} accept"));
     }
     rules.push(refuse("", "egress"));
     rules
@@ -71,12 +62,8 @@ pub(super) fn routed(guest: &Guest) -> Vec<String> {
 
 /// Metadata services are refused, but for names where a cloud has its name server there.
 fn metadata(guest: &Guest) -> Vec<String> {
-    let is_metadata = |server: &&IpAddr| {
-        let ranges = METADATA4.iter().chain(&METADATA6).filter_map(|range| range.parse().ok());
-        ranges.into_iter().any(|range: Cidr| range.contains(**server))
-    };
     let asks = !guest.internal && guest.policy.as_ref().is_none_or(|policy| policy.public);
-    let servers = guest.name_servers.iter().filter(|_| asks).filter(is_metadata);
+    let servers = guest.name_servers.iter().filter(|server| asks && is_metadata(**server));
     let mut rules: Vec<String> = servers.map(|server| ask(*server)).collect();
     rules.push(refuse(&format!("ip daddr {{ {} }}", METADATA4.join(", ")), "metadata"));
     rules.push(refuse(&format!("ip6 daddr {{ {} }}", METADATA6.join(", ")), "metadata"));

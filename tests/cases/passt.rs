@@ -1,0 +1,189 @@
+//! `--network passt`: what passes, what is closed, and that nothing is left.
+
+use std::net::UdpSocket;
+use std::process::Command;
+use std::time::Duration;
+
+use bulkhead_tests::leaks::{none, pids, processes};
+use bulkhead_tests::outside::{Outside, get};
+use bulkhead_tests::program::{Finished, compile, eventually, run, script};
+use bulkhead_tests::turn::alone;
+use bulkhead_tests::{Background, bulkhead, guest, small};
+use nix::sys::signal::{SIGKILL, kill};
+use nix::unistd::Pid;
+
+const PASST: [&str; 2] = ["--network", "passt"];
+/// Servers of /etc, and an echo of datagrams.
+const SERVERS: [&str; 3] = ["sh", "-c", "/guest/echod & exec httpd -f -p 80 -h /etc"];
+
+/// A directory with the echo, and the option that shows it.
+fn programs() -> (tempfile::TempDir, String) {
+    let programs = tempfile::tempdir_in("/var/lib/bulkhead").expect("a directory");
+    compile(include_str!("../guests/echo.c"), &programs.path().join("echod"));
+    let volume = format!("{}:/guest:ro", programs.path().display());
+    (programs, volume)
+}
+
+/// By a client that leaves its half of the connection open: passt of Debian 12 does not tell
+/// one that has closed it of the server's end.
+fn request(from: &Background, host: &str, port: u16, seconds: u32) -> Finished {
+    from.exec(&format!(
+        "rm -f /tmp/ask; mkfifo /tmp/ask; exec 3<>/tmp/ask
+         printf 'GET /os-release HTTP/1.0\\r\\n\\r\\n' >&3
+         nc -w {seconds} {host} {port} <&3 | grep -q ID="
+    ))
+}
+
+#[track_caller]
+fn reaches(from: &Background, host: &str, port: u16) {
+    request(from, host, port, 30).expect(0);
+}
+
+#[track_caller]
+fn cannot(from: &Background, host: &str, port: u16) {
+    request(from, host, port, 3).expect(1);
+}
+
+fn refused(from: &Background, what: &str) -> u64 {
+    from.inspect()["NetworkSettings"]["Refused"][what].as_u64().expect("a count")
+}
+
+/// Sends a datagram to a port of 127.0.0.1 until it comes back.
+fn echoes(port: u16) {
+    let socket = UdpSocket::bind("127.0.0.1:0").expect("a socket");
+    socket.set_read_timeout(Some(Duration::from_secs(2))).expect("a timeout");
+    eventually("an echo", || {
+        socket.send_to(b"through passt", ("127.0.0.1", port)).expect("a datagram");
+        let mut back = [0; 100];
+        matches!(socket.recv(&mut back), Ok(length) if back[..length] == *b"through passt")
+    });
+}
+
+#[test]
+fn behind_passt_ports_are_published_and_the_host_is_closed() {
+    let _turn = alone();
+    let outside = Outside::set_up();
+    let (programs, volume) = programs();
+    let options = [
+        &PASST[..],
+        &["-v", &volume, "-p", "127.0.0.1:18091:80", "-p", "18092:80"],
+        &["-p", "127.0.0.1:18093:7/udp", "--add-host", "db:192.0.2.7", "--dns", "192.0.2.53"],
+    ]
+    .concat();
+    let plain = Background::start(&options, &SERVERS);
+
+    let settings = plain.inspect()["NetworkSettings"].take();
+    assert_eq!(settings["Networks"]["passt"]["IPAddress"], "10.86.0.2", "{settings}");
+    assert_eq!(settings["Ports"]["80/tcp"][0]["HostPort"], "18091", "{settings}");
+    let text = plain.exec("cat /etc/resolv.conf /etc/hosts").ok();
+    for part in ["nameserver 192.0.2.53", "192.0.2.7\tdb", "10.86.0.2\t"] {
+        assert!(text.contains(part), "{part} in {text}");
+    }
+
+    for (address, port) in [("127.0.0.1", 18091), ("127.0.0.1", 18092), ("203.0.113.1", 18092)] {
+        let answer = get(address, port);
+        assert!(answer.contains("ID=small"), "{address}:{port}: {answer}");
+    }
+    assert!(outside.get("203.0.113.1", 18092).text().contains("ID=small"));
+    assert_ne!(outside.get("203.0.113.1", 18091).status, 0, "that is for loopback alone");
+    echoes(18093);
+    let taken = [&["run", "--rm"], &PASST[..], &["-p", "18091:80", small(), "true"]].concat();
+    bulkhead(&taken).fails_saying(125, &["18091:80/tcp", "in use"]);
+    let six = [&["run", "--rm"], &PASST[..], &["-p", "[::1]:18094:80", small(), "true"]].concat();
+    bulkhead(&six).fails_saying(125, &["[::1]:18094:80", "IPv6"]);
+
+    reaches(&plain, "203.0.113.2", 80);
+    let echo = format!("{}/echod >/dev/null 2>&1 </dev/null & echo $!", programs.path().display());
+    let echo = outside.run(&echo).ok();
+    let answer = plain.exec("/guest/echod ::ffff:203.0.113.2");
+    script(&format!("kill {echo}")).ok();
+    assert_eq!(answer.text(), "hello\n", "a datagram's answer: {answer:?}");
+    // The host by its address, and its loopback by the gateway.
+    let before = refused(&plain, "host");
+    cannot(&plain, "203.0.113.1", 18081);
+    cannot(&plain, "10.86.0.1", 18081);
+    assert!(refused(&plain, "host") >= before + 2);
+    cannot(&plain, "169.254.169.254", 80);
+    assert!(refused(&plain, "metadata") > 0);
+    assert_eq!(refused(&plain, "egress"), 0);
+}
+
+#[test]
+fn behind_passt_egress_and_the_host_are_as_was_asked_for() {
+    let _turn = alone();
+    let outside = Outside::set_up();
+    let some = Background::idle(&[&PASST[..], &["--egress", "203.0.113.2:80"]].concat());
+    reaches(&some, "203.0.113.2", 80);
+    cannot(&some, "203.0.113.2", 81);
+    assert!(refused(&some, "egress") > 0);
+    cannot(&some, "203.0.113.1", 18081);
+    bulkhead(&["stop", "-t", "0", &some.id]).ok();
+    assert!(refused(&some, "egress") > 0, "also after the end");
+    drop(some);
+
+    // IPv6 is there where the host has a way out by it.
+    script(
+        "set -e; ip addr add 2001:db8:99::1/64 dev out0 nodad
+         ip -6 route add default via 2001:db8:99::2; ip route add default via 203.0.113.2",
+    )
+    .ok();
+    outside.run("ip addr add 2001:db8:99::2/64 dev out1 nodad").ok();
+    let options = ["--allow-host", "--add-host", "host:host-gateway"];
+    let open = Background::idle(&[&PASST[..], &options].concat());
+    reaches(&open, "2001:db8:99::2", 80);
+    reaches(&open, "2001:db8:99::1", 18081);
+    reaches(&open, "203.0.113.1", 18081);
+    assert!(open.exec("cat /etc/hosts").ok().contains("203.0.113.1\thost"));
+    // Not even then what the host serves itself alone.
+    cannot(&open, "10.86.0.1", 18081);
+}
+
+/// Processes of passt, and what there is of interfaces and namespaces.
+fn held() -> String {
+    let passt = processes().into_iter().filter(|name| name.starts_with("passt")).count();
+    let namespaces = "for ns in /proc/[0-9]*/ns/net; do readlink $ns; done | sort -u | wc -l";
+    format!("{passt} {}", script(&format!("ls /sys/class/net; {namespaces}; ss -tulnH")).text())
+}
+
+#[test]
+fn nothing_of_passt_is_left() {
+    let _turn = alone();
+    let run = [&PASST[..], &["-p", "18095:80"]].concat();
+    guest(&[], "true").ok();
+    let before = held();
+    let all_gone = || eventually("the end of all of it", || held() == before);
+    none(|| {
+        guest(&run, "ip addr show eth0 | grep -q 10.86.0.2 && exit 3").expect(3);
+        all_gone();
+
+        let killed = Background::idle(&run);
+        assert!(held() != before, "it can tell");
+        kill(Pid::from_raw(killed.supervisor()), SIGKILL).unwrap();
+        all_gone();
+        eventually("its end", || killed.inspect()["State"]["Status"] == "exited");
+        drop(killed);
+
+        // Without passt a container goes on, and has no network.
+        let orphan = Background::idle(&run);
+        let passt = [pids("passt"), pids("passt.avx2")].concat();
+        assert_eq!(passt.len(), 1, "{passt:?}");
+        kill(Pid::from_raw(passt[0]), SIGKILL).unwrap();
+        eventually("no interface", || orphan.exec("ip link show eth0").status != 0);
+        drop(orphan);
+        all_gone();
+    });
+}
+
+#[test]
+fn without_plugins_there_is_passt_and_a_line_says_so() {
+    let _turn = alone();
+    let mut command = Command::new("bulkhead");
+    command.env("CNI_PATH", "/nowhere").env_remove("BULKHEAD_NETWORK");
+    command.args(["run", "--rm", small(), "ip", "addr", "show", "eth0"]);
+    let ended = run(command).expect(0);
+    assert!(ended.text().contains("inet 10.86.0.2/24"), "{}", ended.text());
+    assert_eq!(ended.stderr.lines().count(), 1, "{}", ended.stderr);
+    for part in ["bridge, host-local", "--network passt"] {
+        assert!(ended.stderr.contains(part), "{part} in {}", ended.stderr);
+    }
+}
