@@ -1,6 +1,7 @@
 //! Networks of `bulkhead run`: names, ports, what is closed, and that nothing is left.
 
 mod left;
+mod ports;
 mod spoofing;
 
 use std::path::{Path, PathBuf};
