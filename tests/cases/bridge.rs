@@ -10,7 +10,7 @@ use bulkhead_tests::image::debian;
 use bulkhead_tests::outside::{Outside, ask, get};
 use bulkhead_tests::program::{eventually, script};
 use bulkhead_tests::turn::{alone, shared};
-use bulkhead_tests::{Background, bulkhead, small};
+use bulkhead_tests::{Background, bulkhead, guest, small, traffic};
 use serde_json::Value;
 
 /// A network that is removed when the case ends.
@@ -46,6 +46,28 @@ fn address(container: &Background, key: &str) -> String {
 
 /// A server of /etc on port 80.
 const SERVER: [&str; 6] = ["httpd", "-f", "-p", "80", "-h", "/etc"];
+
+#[test]
+fn networks_carry_all_kinds_of_traffic() {
+    let _turn = shared();
+    let volume = traffic::volume();
+    let begin = |made: &Made| {
+        let options = ["--network", made.0, "-v", &volume];
+        let script = traffic::serve(traffic::MOUNTED);
+        let server = Background::start(&options, &["sh", "-c", &script]);
+        let addresses = ["IPAddress", "GlobalIPv6Address"].map(|key| address(&server, key));
+        (server, addresses)
+    };
+    let large = Made::new("e2e-large", &["--ipv6", "--mtu", "9000"]);
+    let (server, [four, six]) = begin(&large);
+    traffic::from_host(&[&four, &six], 9000);
+    drop(server);
+    let little = Made::new("e2e-little", &["--ipv6", "--mtu", "1280"]);
+    let (_server, [four, six]) = begin(&little);
+    let checks = traffic::checks(traffic::MOUNTED, &[&four, &six], 1280);
+    let client = ["--network", little.0, "-v", &volume];
+    assert_eq!(guest(&client, &checks).ok(), "all of it");
+}
 
 #[test]
 fn containers_reach_each_other_and_the_host_a_published_port() {

@@ -4,10 +4,11 @@
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
-use bulkhead_tests::image::busybox;
+use bulkhead_tests::image::busybox_and;
 use bulkhead_tests::program::{eventually, feed, run};
+use bulkhead_tests::tarball::Entry;
 use bulkhead_tests::turn::shared;
-use bulkhead_tests::{Finished, script};
+use bulkhead_tests::{Finished, script, traffic};
 
 mod networks;
 mod users;
@@ -27,7 +28,9 @@ fn runtime() -> String {
 
 fn archive(directory: &Path) -> PathBuf {
     let path = directory.join("rootfs.tar");
-    std::fs::write(&path, busybox()).expect("a disk");
+    let program = std::fs::read(traffic::program()).expect("it was compiled");
+    let more = vec![Entry::program("bin/traffic", program)];
+    std::fs::write(&path, busybox_and(more)).expect("a disk");
     path
 }
 

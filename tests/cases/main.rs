@@ -19,6 +19,7 @@ mod oci;
 mod passt;
 mod registry;
 mod run;
+mod servers;
 mod stdio;
 mod terminal;
 mod volumes;

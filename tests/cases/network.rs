@@ -7,19 +7,17 @@ use std::time::Duration;
 
 use bulkhead_tests::bundle::{Bundle, OURS};
 use bulkhead_tests::netns::{Bridge, Namespace};
-use bulkhead_tests::oci::digest;
 use bulkhead_tests::program::eventually;
+use bulkhead_tests::traffic;
 use bulkhead_tests::turn::shared;
 use nix::sched::{CloneFlags, setns};
 use serde_json::json;
 
-/// Bytes that are sent each way.
-const BLOB: usize = 24 << 20;
-
-/// Servers of TCP (echo, a digest of what comes, a blob) and UDP (echo), until it is killed.
-const SERVE: &str = "echod & nc -ll -p 5000 -e cat & \
-                     nc -ll -p 5001 -e sha256sum & nc -ll -p 5002 -e cat /blob & \
-                     echo up; while :; do sleep 1234; done";
+/// What [`traffic`] serves, an echo and a file by TCP, until it is killed.
+fn serve() -> String {
+    let more = "nc -ll -p 5000 -e cat & nc -ll -p 5002 -e cat /served & echo up";
+    format!("{more}; {}", traffic::serve("traffic"))
+}
 
 /// A bundle in a namespace.
 fn bundle(namespace: &Namespace, script: &str) -> Bundle {
@@ -38,9 +36,9 @@ fn bundle(namespace: &Namespace, script: &str) -> Bundle {
 /// One that serves, with what `served` is.
 #[track_caller]
 fn server(namespace: &Namespace, served: &[u8]) -> (Bundle, i32) {
-    let bundle = bundle(namespace, SERVE);
-    bundle.compile(include_str!("../guests/echo.c"), "bin/echod");
-    std::fs::write(bundle.file("rootfs/blob"), served).expect("a disk");
+    let bundle = bundle(namespace, &serve());
+    std::fs::copy(traffic::program(), bundle.file("rootfs/bin/traffic")).expect("a disk");
+    std::fs::write(bundle.file("rootfs/served"), served).expect("a disk");
     let pid = bundle.create();
     bundle.verb(&["start", &bundle.id]).ok();
     eventually("its output", || bundle.output() == "up\n");
@@ -78,18 +76,6 @@ fn send(ip: &str, port: u16, data: &[u8]) -> Vec<u8> {
     read.join().expect("a thread")
 }
 
-/// Data without a pattern.
-fn noise(length: usize) -> Vec<u8> {
-    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
-    let mut next = || {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        state
-    };
-    (0..length / 8).flat_map(|_| next().to_le_bytes()).collect()
-}
-
 #[test]
 fn a_machine_has_the_network_of_its_namespace() {
     let _turn = shared();
@@ -108,8 +94,7 @@ fn a_machine_has_the_network_of_its_namespace() {
     }
     namespace.ip("-6 route add unreachable fd98::/32");
     namespace.ip("neigh add 10.97.0.9 lladdr 02:00:00:00:00:99 dev eth0 nud permanent");
-    let blob = noise(BLOB);
-    let (machine, pid) = server(&namespace, &blob);
+    let (machine, pid) = server(&namespace, b"a file");
     let (ip4, ip6) = (bridge.ip4(namespace.last), bridge.ip6(namespace.last));
 
     let told =
@@ -134,24 +119,9 @@ fn a_machine_has_the_network_of_its_namespace() {
         assert!(squeeze(&told).contains(&squeeze(&part)), "{part:?} is not in {told}");
     }
 
-    // Both ways, with both versions of IP.
-    for ip in [&ip4, &ip6] {
-        assert_eq!(send(ip, 5000, b"through TCP"), b"through TCP");
-        let socket = UdpSocket::bind(if ip.contains(':') { "[::]:0" } else { "0.0.0.0:0" });
-        let socket = socket.expect("a socket");
-        socket.set_read_timeout(Some(Duration::from_secs(30))).expect("a timeout");
-        // Larger than the MTU: fragments.
-        let data = noise(20_000);
-        socket.send_to(&data, (ip.as_str(), 7)).expect("a datagram");
-        let mut back = vec![0; 65536];
-        let length = socket.recv(&mut back).expect("a datagram");
-        assert_eq!(back[..length], data);
-    }
+    traffic::from_host(&[&ip4, &ip6], 9000);
     let hosts = (bridge.ip4(1), bridge.ip6(1));
     exec(&machine, &format!("ping -c 1 -W 9 {0} && ping -c 1 -W 9 {1}", hosts.0, hosts.1));
-    let expected = digest(&blob).replace("sha256:", "") + "  -\n";
-    assert_eq!(String::from_utf8_lossy(&send(&ip4, 5001, &blob)), expected);
-    assert!(send(&ip4, 5002, b"") == blob, "what came from the guest is something else");
 
     // What changes in the namespace changes in the guest.
     namespace.ip("link set eth0 mtu 1280");
@@ -192,13 +162,12 @@ fn machines_on_a_bridge_reach_each_other() {
     let bridge = Bridge::new(1280);
     let spaces = [bridge.namespace(1280), bridge.namespace(1280)];
     let (one, pid) = server(&spaces[0], b"of one");
-    let script = format!(
-        "ping -c 2 -W 9 {0} >&2 && ping -c 2 -W 9 {1} >&2 && nc -w 9 {0} 5002",
-        bridge.ip4(spaces[0].last),
-        bridge.ip6(spaces[0].last)
-    );
+    let (ip4, ip6) = (bridge.ip4(spaces[0].last), bridge.ip6(spaces[0].last));
+    let checks = traffic::checks("traffic", &[&ip4, &ip6], 1280);
+    let script = format!("({checks}) && nc -w 9 {ip4} 5002");
     let mut other = bundle(&spaces[1], &script);
-    assert_eq!(other.run().ok(), "of one");
+    std::fs::copy(traffic::program(), other.file("rootfs/bin/traffic")).expect("a disk");
+    assert_eq!(other.run().ok(), "all of it\nof one");
     // At an orderly end nothing is left at once.
     assert_eq!(spaces[1].leftovers(), "");
     // Several queues.

@@ -62,6 +62,11 @@ pub fn write_small(layout: &Path) {
 
 /// The bottom layer of the small image.
 pub fn busybox() -> Vec<u8> {
+    busybox_and(Vec::new())
+}
+
+/// The same with more in it.
+pub fn busybox_and(more: Vec<Entry>) -> Vec<u8> {
     let program = std::fs::read("/bin/busybox").expect("busybox-static is installed");
     let mut entries = vec![
         Entry::dir("bin"),
@@ -83,5 +88,6 @@ pub fn busybox() -> Vec<u8> {
     let applets = String::from_utf8(applets.expect("busybox runs").stdout).expect("names");
     let applets = applets.lines().filter(|name| *name != "busybox");
     entries.extend(applets.map(|name| Entry::symlink(&format!("bin/{name}"), "busybox")));
+    entries.extend(more);
     layer(&entries)
 }

@@ -18,6 +18,7 @@ pub mod program;
 pub mod systemd;
 pub mod tarball;
 pub mod terminal;
+pub mod traffic;
 pub mod turn;
 pub mod wire;
 

@@ -2,13 +2,14 @@
 //! real; this starts it there and keeps its JSON and a picture of it.
 
 use std::fs;
+use std::path::PathBuf;
 use std::process::{Command, ExitCode, Stdio};
 
 use anyhow::{Context, Result, bail};
 
 use crate::host::artifacts::{self, KernelChoice};
 use crate::paths::Tree;
-use crate::{demo, dist, kvm, setup, sh};
+use crate::{demo, dist, image, kvm, setup, sh};
 
 /// Options of `cargo xtask bench`.
 #[derive(Debug, Clone, Default, clap::Args)]
@@ -19,18 +20,40 @@ pub struct Options {
     /// Samples of each
     #[arg(long, default_value_t = 7)]
     pub runs: usize,
+    /// Only this part
+    #[arg(long, value_enum)]
+    pub only: Option<Part>,
 }
 
-/// Measures, and writes `build/bench/start.{json,svg}` (`start-icount` on the
+/// A part of the benchmark, a run of its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Part {
+    /// Starts and memory, beside runc, crun and qemu: `build/bench/start.{json,svg}`
+    Start,
+    /// Traffic and what it costs, beside runc: `build/bench/network.json`
+    Network,
+}
+
+/// Measures, and writes the files that [`Part`] names (`...-icount` on the
 /// instruction clock).
 pub fn run(tree: &Tree, options: &Options) -> Result<ExitCode> {
     setup::run(&setup::Options::default())?;
     dist::run(tree, &dist::Options::default())?;
-    sh::run(demo::myself()?.arg("image"))?;
     let mut build = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    sh::run(build.args(["build", "--package", "bulkhead-bench"]).current_dir(tree.root()))?;
-    let program = tree.target().join("debug/bulkhead-bench");
+    // Its client's own work counts: not without optimization.
+    let words = ["build", "--release", "--package", "bulkhead-bench"];
+    sh::run(build.args(words).current_dir(tree.root()))?;
+    fs::create_dir_all(tree.build("bench"))?;
+    for part in [Part::Start, Part::Network] {
+        if options.only.is_none_or(|only| only == part) {
+            one(tree, options, part)?;
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
 
+fn one(tree: &Tree, options: &Options, part: Part) -> Result<()> {
+    let program = tree.target().join("release/bulkhead-bench");
     let mut command = if kvm::verdict().usable() && !options.icount {
         let mut here = Command::new(&program);
         let path = std::env::var("PATH").unwrap_or_default();
@@ -45,21 +68,40 @@ pub fn run(tree: &Tree, options: &Options) -> Result<ExitCode> {
         host.arg("--").arg(&program);
         host
     };
-    command.arg("start").arg("--image").arg(tree.build("images/debian-oci"));
-    command.arg("--share").arg(tree.dist().join("share/bulkhead"));
-    command.arg("--kernel").arg(artifacts::kernel(tree, KernelChoice::default())?.vmlinux);
+    match part {
+        Part::Start => {
+            sh::run(demo::myself()?.arg("image"))?;
+            let kernel = artifacts::kernel(tree, KernelChoice::default())?.vmlinux;
+            command.arg("start").arg("--image").arg(tree.build("images/debian-oci"));
+            command.arg("--share").arg(tree.dist().join("share/bulkhead"));
+            command.arg("--kernel").arg(kernel);
+        }
+        Part::Network => {
+            command.arg("network").arg("--servers").arg(image::servers::run(tree)?);
+        }
+    }
     command.args(["--runs", &options.runs.to_string()]);
     let output = command.stderr(Stdio::inherit()).output().context("cannot start the benchmark")?;
     if !output.status.success() {
         bail!("the benchmark ended with {}", output.status);
     }
-    let name = if options.icount { "start-icount" } else { "start" };
-    let (json, svg) =
-        (tree.build(format!("bench/{name}.json")), tree.build(format!("bench/{name}.svg")));
-    fs::create_dir_all(tree.build("bench"))?;
-    fs::write(&json, &output.stdout)?;
-    fs::write(&svg, sh::output(Command::new(&program).arg("draw").arg(&json))?)?;
     print!("{}", String::from_utf8_lossy(&output.stdout));
-    sh::note(format!("written to {} and {}", json.display(), svg.display()));
-    Ok(ExitCode::SUCCESS)
+    let file = |name: &str, kind: &str| -> PathBuf {
+        let clock = if options.icount { "-icount" } else { "" };
+        tree.build(format!("bench/{name}{clock}.{kind}"))
+    };
+    match part {
+        Part::Start => {
+            let (json, svg) = (file("start", "json"), file("start", "svg"));
+            fs::write(&json, &output.stdout)?;
+            fs::write(&svg, sh::output(Command::new(&program).arg("draw").arg(&json))?)?;
+            sh::note(format!("written to {} and {}", json.display(), svg.display()));
+        }
+        Part::Network => {
+            let json = file("network", "json");
+            fs::write(&json, &output.stdout)?;
+            sh::note(format!("written to {}", json.display()));
+        }
+    }
+    Ok(())
 }

@@ -12,6 +12,8 @@ use crate::{dist, kvm, setup};
 
 /// Names the image to the suite and the demonstration.
 const IMAGE: &str = "BULKHEAD_TEST_IMAGE";
+/// Names the file system of servers to the suite.
+const SERVERS: &str = "BULKHEAD_TEST_SERVERS";
 /// Seconds that the demonstration or the whole suite may take in the host.
 const HOST_LIMIT: &str = "3600";
 
@@ -63,6 +65,7 @@ pub fn in_host(tree: &Tree, options: &[&str], command: &[PathBuf]) -> Result<Exi
 
 fn finish(tree: &Tree, mut command: Command, program: &Path) -> Result<ExitCode> {
     command.env(IMAGE, tree.build("images/debian-oci"));
+    command.env(SERVERS, tree.build("images/servers.ext4"));
     // CNI's plugins take seconds in an emulated host: who is to have a network says so.
     command.env("BULKHEAD_NETWORK", "none");
     let status = sh::status(&mut command)?;

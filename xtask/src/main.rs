@@ -60,7 +60,7 @@ enum Task {
     Test(test::Options),
     /// Run the agent's own suite as PID 1 of the guest kernel, in plain QEMU
     InGuest(in_guest::Options),
-    /// Measure start times and memory beside runc, crun and qemu
+    /// Measure starts, memory and networks beside runc, crun and qemu
     Bench(bench::Options),
     /// Say where a guest kernel's boot time went (log on standard input)
     BootChart(boot_chart::Options),

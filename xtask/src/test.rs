@@ -8,7 +8,7 @@ use serde::Deserialize;
 
 use crate::paths::Tree;
 use crate::sh::{self, note};
-use crate::{boundaries, demo, dist, in_guest, kvm, setup};
+use crate::{boundaries, demo, dist, image, in_guest, kvm, setup};
 
 /// What the names of the cases of cgroup v1 have, and no others.
 const CGROUP1: &str = "cgroup1";
@@ -41,6 +41,7 @@ pub fn run(tree: &Tree, options: &Options) -> Result<ExitCode> {
         in_guest::run(tree, &in_guest::Options::default())?;
     }
     sh::run(demo::myself()?.arg("image"))?;
+    image::servers::run(tree)?;
     let program = build_suite(tree)?;
     let filter = options.filter.as_deref();
     let of_cgroup1 = |filter: &str| filter.contains(CGROUP1);

@@ -9,6 +9,7 @@
 
 mod bare;
 mod memory;
+mod network;
 mod picture;
 mod start;
 mod verbs;
@@ -22,6 +23,11 @@ use clap::Parser;
 enum Arguments {
     /// Time starts and count memory; JSON to standard output
     Start(start::Options),
+    /// Measure what the network of a container carries, beside runc; JSON to standard output
+    Network(network::Options),
+    /// The other end of `network`, in a container
+    #[command(hide = true)]
+    Serve,
     /// Boot the kernel of BULKHEAD_KERNEL to the agent's first line; milliseconds
     Boot(bare::Options),
     /// Draw the JSON of `start` as SVG to standard output
@@ -37,6 +43,11 @@ fn main() -> Result<()> {
             let report = start::run(&options)?;
             println!("{}", serde_json::to_string_pretty(&report)?);
         }
+        Arguments::Network(options) => {
+            let report = network::run(&options)?;
+            println!("{}", serde_json::to_string_pretty(&report)?);
+        }
+        Arguments::Serve => network::serve()?,
         Arguments::Boot(options) => {
             println!("{}", bare::boot(&options)?);
         }

@@ -197,7 +197,8 @@ fn bulkhead(arguments: &[&str]) -> Result<String> {
     output(Command::new("bulkhead").args(arguments))
 }
 
-fn output(command: &mut Command) -> Result<String> {
+/// Standard output of a program that succeeds.
+pub fn output(command: &mut Command) -> Result<String> {
     let output = command
         .stdin(Stdio::null())
         .output()

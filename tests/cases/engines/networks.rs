@@ -5,8 +5,10 @@ use std::net::TcpStream;
 
 use super::*;
 
-/// Serves a line at port 80 of all addresses.
-const SERVE: &str = "echo served > /line; exec nc -ll -p 80 -e cat /line";
+/// Serves a line at port 80 of all addresses, and what [`traffic`] asks for.
+fn serve() -> String {
+    format!("echo served > /line; nc -ll -p 80 -e cat /line & {}", traffic::serve("traffic"))
+}
 
 /// What a server says that can be reached by an address.
 fn ask(address: &str) -> String {
@@ -46,28 +48,28 @@ fn podman_networks() {
         command.args(words);
         run(command)
     };
-    let network = |name: &str, subnet: &str| {
-        let six = format!("fd77:{name}::/64").replace("net", "");
-        podman_run(&["network", "create", "--subnet", subnet, "--ipv6", "--subnet", &six, name])
-            .ok();
+    let network = |name: &str, subnet: &str, mtu: u32| {
+        let (six, mtu) = (format!("fd77:{name}::/64").replace("net", ""), format!("mtu={mtu}"));
+        let options = ["--subnet", subnet, "--ipv6", "--subnet", &six, "--opt", &mtu];
+        podman_run(&[&["network", "create"], &options[..], &[name]].concat()).ok();
     };
-    network("net1", "10.71.1.0/24");
-    network("net2", "10.71.2.0/24");
+    network("net1", "10.71.1.0/24", 9000);
+    network("net2", "10.71.2.0/24", 1280);
     let words = ["run", "-d", "--name", "server", "--network", "net1", "--dns", "10.71.1.53"];
     let more = ["--add-host", "friend:10.71.1.9", "-p", "127.0.0.1:8071:80", IMAGE];
-    podman_run(&[&words[..], &more, &["sh", "-c", SERVE]].concat()).ok();
+    podman_run(&[&words[..], &more, &["sh", "-c", &serve()]].concat()).ok();
     assert_eq!(ask("127.0.0.1:8071"), "served\n");
     let exec = |script: &str| podman_run(&["exec", "server", "sh", "-c", script]).ok();
     let told = exec("ip -o addr; ip route; cat /etc/resolv.conf /etc/hosts");
     for part in ["10.71.1.2/24", "fd77:1::2/64", "default via 10.71.1.1", "10.71.1.53", "friend"] {
         assert!(told.contains(part), "{part}: {told}");
     }
-    let client = "nc -w 9 10.71.1.2 80 && nc -w 9 fd77:1::2 80";
-    let words = ["run", "--rm", "--network", "net1", IMAGE, "sh", "-c", client];
-    assert_eq!(podman_run(&words).ok(), "served\nserved");
+    let client = traffic::checks("traffic", &["10.71.1.2", "fd77:1::2"], 9000);
+    let words = ["run", "--rm", "--network", "net1", "--cap-add", "NET_RAW", IMAGE];
+    assert_eq!(podman_run(&[&words[..], &["sh", "-c", &client]].concat()).ok(), "all of it");
     podman_run(&["network", "connect", "net2", "server"]).ok();
     eventually("the second interface", || exec("ip -o addr").contains("10.71.2.2/24"));
-    assert_eq!(ask("10.71.2.2:80"), "served\n");
+    traffic::from_host(&["10.71.2.2", "fd77:2::2"], 1280);
     podman_run(&["network", "disconnect", "net2", "server"]).ok();
     eventually("its end", || !exec("ip -o link").contains("eth1"));
     assert_eq!(ask("10.71.1.2:80"), "served\n");
@@ -80,27 +82,32 @@ fn podman_networks() {
 
 /// docker's networks. Part of the one case of docker's: a daemon takes long to start there.
 pub(super) fn docker_networks(docker: &Docker) {
-    let network = |name: &str, subnet: &str| {
-        docker.run(&["network", "create", "--subnet", subnet, name]).ok();
+    let network = |name: &str, subnet: &str, mtu: u32| {
+        let six = format!("fd72:{name}::/64").replace("net", "");
+        let mtu = format!("com.docker.network.driver.mtu={mtu}");
+        let options = ["--subnet", subnet, "--ipv6", "--subnet", &six, "--opt", &mtu];
+        docker.run(&[&["network", "create"], &options[..], &[name]].concat()).ok();
     };
-    network("net1", "10.72.1.0/24");
-    network("net2", "10.72.2.0/24");
+    network("net1", "10.72.1.0/24", 1280);
+    network("net2", "10.72.2.0/24", 9000);
     let new = ["run", "--runtime", "bulkhead", "--network", "net1"];
-    let words = ["-d", "--name", "server", "-p", "127.0.0.1:8072:80", IMAGE, "sh", "-c", SERVE];
-    docker.run(&[&new[..], &words].concat()).ok();
+    let words = ["-d", "--name", "server", "-p", "127.0.0.1:8072:80", IMAGE, "sh", "-c"];
+    docker.run(&[&new[..], &words, &[&serve()]].concat()).ok();
     assert_eq!(ask("127.0.0.1:8072"), "served\n");
     let exec = |script: &str| docker.run(&["exec", "server", "sh", "-c", script]).ok();
     let told = exec("ip -o addr; ip route; cat /etc/hosts");
-    for part in ["10.72.1.2/24", "default via 10.72.1.1", "10.72.1.2\t"] {
+    for part in ["10.72.1.2/24", "fd72:1::2/64", "default via 10.72.1.1", "10.72.1.2\t"] {
         assert!(told.contains(part), "{part}: {told}");
     }
     // By the name that docker's resolver knows, at 127.0.0.11 of the namespace.
-    let client = ["--rm", IMAGE, "sh", "-c", "cat /etc/resolv.conf; nc -w 9 server 80"];
-    let told = docker.run(&[&new[..], &client].concat()).ok();
-    assert!(told.contains("nameserver 127.0.0.11") && told.ends_with("served"), "{told}");
+    let checks = traffic::checks("traffic", &["10.72.1.2", "fd72:1::2"], 1280);
+    let client = format!("cat /etc/resolv.conf; nc -w 9 server 80; {checks}");
+    let told = docker.run(&[&new[..], &["--rm", IMAGE, "sh", "-c", &client]].concat()).ok();
+    let end = "served\nall of it";
+    assert!(told.contains("nameserver 127.0.0.11") && told.ends_with(end), "{told}");
     docker.run(&["network", "connect", "net2", "server"]).ok();
     eventually("the second interface", || exec("ip -o addr").contains("10.72.2.2/24"));
-    assert_eq!(ask("10.72.2.2:80"), "served\n");
+    traffic::from_host(&["10.72.2.2", "fd72:2::2"], 9000);
     docker.run(&["network", "disconnect", "net2", "server"]).ok();
     eventually("its end", || !exec("ip -o link").contains("eth1"));
     let namespace = docker.run(&["inspect", "server", "--format", NAMESPACE]).ok();
@@ -114,19 +121,34 @@ pub(super) fn docker_networks(docker: &Docker) {
 pub(super) fn ctr_runs_with_cni(docker: &Docker, image: &str) {
     let plugins = "mkdir -p /opt/cni /etc/cni/net.d && ln -sfn /usr/lib/cni /opt/cni/bin";
     script(plugins).ok();
-    let list = serde_json::json!({
-        "cniVersion": "0.4.0", "name": "e2e",
-        "plugins": [{
-            "type": "bridge", "bridge": "e2ecni", "isGateway": true,
-            "ipam": { "type": "host-local", "subnet": "10.72.3.0/24",
-                      "routes": [{ "dst": "0.0.0.0/0" }] },
-        }],
-    });
-    std::fs::write("/etc/cni/net.d/00-e2e.conflist", list.to_string()).expect("the host's own");
     let binary = runtime();
-    let words = ["run", "--rm", "--cni", "--runc-binary", &binary, image, "c2"];
-    let told = docker.ctr(&[&words[..], &["ip", "-o", "addr"]].concat());
-    std::fs::remove_file("/etc/cni/net.d/00-e2e.conflist").expect("it is there");
-    script("ip link del e2ecni").ok();
-    assert!(told.ok().contains("10.72.3.2/24"));
+    for (number, mtu) in [(3, 9000), (4, 1280)] {
+        let list = serde_json::json!({
+            "cniVersion": "0.4.0", "name": format!("e2e{number}"),
+            "plugins": [{
+                "type": "bridge", "bridge": "e2ecni", "isGateway": true, "mtu": mtu,
+                "ipam": { "type": "host-local", "routes": [{ "dst": "0.0.0.0/0" }], "ranges": [
+                    [{ "subnet": format!("10.72.{number}.0/24") }],
+                    [{ "subnet": format!("fd72:{number}::/64") }],
+                ] },
+            }],
+        });
+        let file = "/etc/cni/net.d/00-e2e.conflist";
+        std::fs::write(file, list.to_string()).expect("the host's own");
+        let run = ["run", "--cni", "--runc-binary", &binary];
+        let server = serve();
+        let words = ["-d", image, "server", "sh", "-c", &server];
+        docker.ctr(&[&run[..], &words].concat()).ok();
+        let addresses = [format!("10.72.{number}.2"), format!("fd72:{number}::2")];
+        let client = traffic::checks("traffic", &[&addresses[0], &addresses[1]], mtu);
+        let client = format!("ip -o addr; {client}");
+        let told =
+            docker.ctr(&[&run[..], &["--rm", image, "client", "sh", "-c", &client]].concat()).ok();
+        docker.ctr(&["task", "kill", "-s", "KILL", "server"]).ok();
+        eventually("its end", || docker.ctr(&["container", "rm", "server"]).status == 0);
+        std::fs::remove_file(file).expect("it is there");
+        script("ip link del e2ecni").ok();
+        assert!(told.contains(&format!("10.72.{number}.3/24")), "{told}");
+        assert!(told.ends_with("all of it"), "{told}");
+    }
 }

@@ -4,6 +4,7 @@
 //! removed file, a replaced directory, hard links, setuid bits, odd names.
 
 mod layout;
+pub mod servers;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -27,10 +28,16 @@ pub struct Options {
     /// Build it again even if it is there
     #[arg(long)]
     pub force: bool,
+    /// Build the file system of servers instead: build/images/servers.ext4
+    #[arg(long, conflicts_with = "force")]
+    pub servers: bool,
 }
 
 /// Builds the image, unless it is there, and returns the layout's directory.
 pub fn run(tree: &Tree, options: &Options) -> Result<PathBuf> {
+    if options.servers {
+        return servers::run(tree);
+    }
     let _alone = tree.lock("image")?;
     let layout = tree.build("images/debian-oci");
     let mark = tree.build("images/debian-oci.recipe");

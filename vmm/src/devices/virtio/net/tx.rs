@@ -14,6 +14,9 @@ use crate::devices::virtio::serve::Chain;
 
 /// Frames before others get their turn.
 const BUDGET: usize = 64;
+/// Frames given back of which the driver hears at once: its ring must not run empty for want
+/// of a word from here.
+const EAGER: usize = 8;
 /// Most descriptors of a frame; Linux uses up to 19 (MAX_SKB_FRAGS and two).
 const MAX_DESCRIPTORS: usize = 64;
 
@@ -22,6 +25,10 @@ pub(super) struct Tx {
     pub(super) ring: ActiveQueue,
     used: Publisher,
     features: u64,
+    /// Frames given back since the last interrupt.
+    given: usize,
+    /// The driver wants to hear of them.
+    owed: bool,
     /// The tap takes nothing at the moment.
     pub(super) blocked: bool,
 }
@@ -37,6 +44,16 @@ struct Frame<'a> {
     len: usize,
 }
 
+/// When the driver is to be interrupted for frames that it got back.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Word {
+    /// It does not want to know.
+    None,
+    /// There is time: see [`PATIENCE`](super::handler::PATIENCE).
+    Soon,
+    Now,
+}
+
 /// What became of a frame.
 enum Outcome {
     /// Sent or dropped, and counted.
@@ -47,7 +64,8 @@ enum Outcome {
 
 impl Tx {
     pub(super) fn new(ring: ActiveQueue, features: u64) -> Tx {
-        Tx { used: Publisher::new(&ring.queue), ring, features, blocked: false }
+        let used = Publisher::new(&ring.queue);
+        Tx { used, ring, features, given: 0, owed: false, blocked: false }
     }
 
     /// Sends as long as there are frames.
@@ -60,12 +78,24 @@ impl Tx {
         let mut batch = Vec::new();
         let pause = self.send(memory, guard, lane, &mut batch)?;
         self.used.publish(&mut self.ring.queue, memory, &batch)?;
+        self.given += batch.len();
         Ok(pause)
     }
 
-    /// Whether the driver is to be interrupted.
-    pub(super) fn due(&mut self, memory: &GuestMemoryMmap) -> Result<bool, Error> {
-        self.used.due(&self.ring.queue, memory)
+    /// When the driver is to be interrupted.
+    pub(super) fn word(&mut self, memory: &GuestMemoryMmap) -> Result<Word, Error> {
+        self.owed |= self.used.due(&self.ring.queue, memory)?;
+        Ok(match (self.owed, self.given < EAGER) {
+            (false, _) => Word::None,
+            (true, true) => Word::Soon,
+            (true, false) => Word::Now,
+        })
+    }
+
+    /// The device interrupted the driver, which then looks at all queues; whether it owed that.
+    pub(super) fn told(&mut self) -> bool {
+        self.given = 0;
+        std::mem::take(&mut self.owed)
     }
 
     fn send(
