@@ -31,11 +31,9 @@ const CONTROL_BUDGET: u16 = 4;
 /// Shortest wait for a limit: the buckets hold more than what comes in the meantime.
 const SHORTEST_WAIT: Duration = Duration::from_millis(1);
 
-/// How long the driver may wait to hear that frames are gone: it frees them then, and needs
-/// their place no sooner (`tx::EAGER`). An answer that comes in the meantime tells it as well,
-/// so that a request and its answer cost one interrupt, and not two. A socket waits for the
-/// end of its frames only to send more than there are acknowledgements for, and those come as
-/// frames.
+/// How long the driver may wait to hear that a few small frames are gone: it frees them then,
+/// and needs their place no sooner (`tx::EAGER`). An answer that comes in the meantime tells it
+/// as well, so that a request and its answer cost one interrupt, and not two.
 pub(super) const PATIENCE: Duration = SHORTEST_WAIT;
 
 /// Why a queue is not served any further for now.

@@ -199,10 +199,13 @@ fn that_a_frame_is_gone_is_told_with_the_answer_or_a_little_later() {
     assert_eq!(wire.interrupts(), 0);
     wire.transmit(&packet);
     assert_eq!(wire.interrupts(), 1);
+    // Who sends much waits for it.
+    wire.transmit(&self::packet(5000));
+    assert_eq!((wire.used(TX).len(), wire.interrupts()), (11, 1));
     // Nor does a pause swallow it.
     wire.transmit(&packet);
     wire.bench.stop();
-    assert_eq!((wire.used(TX).len(), wire.interrupts()), (11, 1));
+    assert_eq!((wire.used(TX).len(), wire.interrupts()), (12, 1));
 }
 
 #[test]

@@ -17,6 +17,9 @@ const BUDGET: usize = 64;
 /// Frames given back of which the driver hears at once: its ring must not run empty for want
 /// of a word from here.
 const EAGER: usize = 8;
+/// Bytes of frames, likewise: TCP sends no more for a connection than some frames ahead of
+/// those that are gone (tcp_small_queue_check of Linux), so that who sends much waits for it.
+const EAGER_BYTES: usize = 4096;
 /// Most descriptors of a frame; Linux uses up to 19 (MAX_SKB_FRAGS and two).
 const MAX_DESCRIPTORS: usize = 64;
 
@@ -25,8 +28,9 @@ pub(super) struct Tx {
     pub(super) ring: ActiveQueue,
     used: Publisher,
     features: u64,
-    /// Frames given back since the last interrupt.
+    /// Frames given back since the last interrupt, and their bytes.
     given: usize,
+    bytes: usize,
     /// The driver wants to hear of them.
     owed: bool,
     /// The tap takes nothing at the moment.
@@ -56,8 +60,8 @@ pub(super) enum Word {
 
 /// What became of a frame.
 enum Outcome {
-    /// Sent or dropped, and counted.
-    Done,
+    /// Sent or dropped, and counted; its bytes, if they are known.
+    Done(usize),
     /// The tap takes no more; it was not sent.
     Blocked,
 }
@@ -65,7 +69,7 @@ enum Outcome {
 impl Tx {
     pub(super) fn new(ring: ActiveQueue, features: u64) -> Tx {
         let used = Publisher::new(&ring.queue);
-        Tx { used, ring, features, given: 0, owed: false, blocked: false }
+        Tx { used, ring, features, given: 0, bytes: 0, owed: false, blocked: false }
     }
 
     /// Sends as long as there are frames.
@@ -85,7 +89,7 @@ impl Tx {
     /// When the driver is to be interrupted.
     pub(super) fn word(&mut self, memory: &GuestMemoryMmap) -> Result<Word, Error> {
         self.owed |= self.used.due(&self.ring.queue, memory)?;
-        Ok(match (self.owed, self.given < EAGER) {
+        Ok(match (self.owed, self.given < EAGER && self.bytes < EAGER_BYTES) {
             (false, _) => Word::None,
             (true, true) => Word::Soon,
             (true, false) => Word::Now,
@@ -94,7 +98,7 @@ impl Tx {
 
     /// The device interrupted the driver, which then looks at all queues; whether it owed that.
     pub(super) fn told(&mut self) -> bool {
-        self.given = 0;
+        (self.given, self.bytes) = (0, 0);
         std::mem::take(&mut self.owed)
     }
 
@@ -124,7 +128,10 @@ impl Tx {
             promised = false;
             let head = chain.head_index();
             match send(memory, guard, lane, chain, self.features) {
-                Outcome::Done => batch.push((head, 0)),
+                Outcome::Done(bytes) => {
+                    self.bytes += bytes;
+                    batch.push((head, 0));
+                }
                 Outcome::Blocked => {
                     queue.go_to_previous_position();
                     self.blocked = true;
@@ -146,7 +153,7 @@ fn send(
 ) -> Outcome {
     let Some(mut frame) = Frame::take(memory, chain) else {
         lane.counters.malformed.add(1);
-        return Outcome::Done;
+        return Outcome::Done(0);
     };
     let (header, first) = frame.head[..frame.copied].split_at(HEADER);
     let fixed = match guard.map(|guard| guard.check(first)) {
@@ -154,13 +161,13 @@ fn send(
         Some(Some(fixed)) => fixed,
         Some(None) => {
             lane.counters.guard.add(1);
-            return Outcome::Done;
+            return Outcome::Done(frame.len);
         }
     };
     let header: &[u8; HEADER] = header.as_array().expect("it was split there");
     let Ok(header) = header::checked(header, frame.len, fixed, features) else {
         lane.counters.malformed.add(1);
-        return Outcome::Done;
+        return Outcome::Done(frame.len);
     };
     frame.head[..HEADER].copy_from_slice(&header);
     loop {
@@ -170,7 +177,7 @@ fn send(
             Err(nix::Error::EAGAIN) => return Outcome::Blocked,
             Err(_) => lane.counters.tap.add(1),
         }
-        return Outcome::Done;
+        return Outcome::Done(frame.len);
     }
 }
 
