@@ -127,7 +127,7 @@ fn redis_loses_nothing_that_redis_benchmark_asks() {
     let redis = servers.container(&spaces[0], server, 101).start();
     let ip = bridge.ip4(spaces[0].last);
     wait_for(&redis, &ip, 6379);
-    let count = 1000 * load();
+    let count = 500 * load();
     // INCR of one key tells how many arrived.
     let told = servers.client(
         &spaces[1],
@@ -149,7 +149,7 @@ fn postgresql_commits_what_pgbench_asks_for() {
     let postgres = servers.container(&spaces[0], server, 100).start();
     let ip = bridge.ip4(spaces[0].last);
     wait_for(&postgres, &ip, 5432);
-    let (clients, each) = (4, 25 * load());
+    let (clients, each) = (4, 10 * load());
     let told = servers.client(
         &spaces[1],
         &format!(

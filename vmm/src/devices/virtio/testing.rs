@@ -207,11 +207,6 @@ impl Bench {
         self.handler.ready(token, flags, &Registration::detached(&self.epoll))
     }
 
-    /// Takes the handler off, as a pause does.
-    pub fn stop(&mut self) {
-        self.handler.stop(&Registration::detached(&self.epoll));
-    }
-
     /// The handler, stopped.
     pub fn handler(&self) -> &dyn Handler {
         &*self.handler

@@ -1,4 +1,4 @@
-//! The running device: pairs of queues, their taps, a timer for what may wait, and the control
+//! The running device: pairs of queues, their taps, a timer for the limits, and the control
 //! queue (virtio 1.2, section 5.1.6.5), which here only tells how many pairs are used.
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
@@ -17,7 +17,7 @@ use super::limit::Limiter;
 use super::rx::Rx;
 use super::state::NetHandlerState;
 use super::tap::Tap;
-use super::tx::{Tx, Word};
+use super::tx::Tx;
 use crate::devices::virtio::device::{ActiveQueue, Interrupt, SavedQueue};
 use crate::devices::virtio::serve::{Chain, saved, serve};
 use crate::event_loop::{Handler, HandlerError, Registration, borrow};
@@ -30,11 +30,6 @@ pub(super) const TIMER: u64 = 64;
 const CONTROL_BUDGET: u16 = 4;
 /// Shortest wait for a limit: the buckets hold more than what comes in the meantime.
 const SHORTEST_WAIT: Duration = Duration::from_millis(1);
-
-/// How long the driver may wait to hear that a few small frames are gone: it frees them then,
-/// and needs their place no sooner (`tx::EAGER`). An answer that comes in the meantime tells it
-/// as well, so that a request and its answer cost one interrupt, and not two.
-pub(super) const PATIENCE: Duration = SHORTEST_WAIT;
 
 /// Why a queue is not served any further for now.
 pub(super) enum Pause {
@@ -99,13 +94,12 @@ pub(super) struct NetHandler {
     pub(super) from_guest: Limiter,
     /// Origin of the limits' clock.
     pub(super) since: Instant,
-    /// For limits and owed interrupts.
     pub(super) timer: TimerFd,
     /// For when the timer is set.
     pub(super) armed: Option<Instant>,
 }
 
-/// A timer for limits and owed interrupts.
+/// A timer for the limits.
 pub(super) fn timer() -> nix::Result<TimerFd> {
     TimerFd::new(ClockId::CLOCK_MONOTONIC, TimerFlags::TFD_NONBLOCK | TimerFlags::TFD_CLOEXEC)
 }
@@ -122,7 +116,7 @@ impl NetHandler {
         let pause = pair.rx.serve(memory, &mut lane).map_err(failed)?;
         let wait = again(pause, &pair.rx.ring)?;
         if pair.rx.due(memory).map_err(failed)? {
-            self.tell();
+            self.interrupt.queue();
         }
         self.wait(wait)
     }
@@ -141,29 +135,10 @@ impl NetHandler {
         let guard = self.guard.as_deref();
         let pause = pair.tx.serve(memory, guard, &mut lane).map_err(failed)?;
         let wait = again(pause, &pair.tx.ring)?;
-        match pair.tx.word(memory).map_err(failed)? {
-            Word::None => {}
-            Word::Soon => self.wait(Some(PATIENCE))?,
-            Word::Now => self.tell(),
-        }
-        self.wait(wait)
-    }
-
-    /// Interrupts the driver, for whatever queue it may be.
-    fn tell(&mut self) {
-        self.interrupt.queue();
-        for pair in &mut self.pairs {
-            pair.tx.told();
-        }
-    }
-
-    /// The same if it waits for that.
-    fn tell_if_owed(&mut self) {
-        // Each of them: none is to stay behind.
-        let owed = self.pairs.iter_mut().fold(false, |owed, pair| pair.tx.told() | owed);
-        if owed {
+        if pair.tx.due(memory).map_err(failed)? {
             self.interrupt.queue();
         }
+        self.wait(wait)
     }
 
     /// Has the timer come after `wait`, if it does not come before.
@@ -290,8 +265,6 @@ impl Handler for NetHandler {
     }
 
     fn stop(&mut self, registration: &Registration) {
-        // Who comes next does not know.
-        self.tell_if_owed();
         self.watched().into_iter().for_each(|(fd, ..)| registration.forget(fd));
     }
 
@@ -310,7 +283,6 @@ impl Handler for NetHandler {
                 let mut count = [0; 8];
                 let _ = nix::unistd::read(&self.timer, &mut count);
                 self.armed = None;
-                self.tell_if_owed();
                 self.all(&memory)
             }
             TAP.. => {

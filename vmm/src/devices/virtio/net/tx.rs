@@ -14,12 +14,6 @@ use crate::devices::virtio::serve::Chain;
 
 /// Frames before others get their turn.
 const BUDGET: usize = 64;
-/// Frames given back of which the driver hears at once: its ring must not run empty for want
-/// of a word from here.
-const EAGER: usize = 8;
-/// Bytes of frames, likewise: TCP sends no more for a connection than some frames ahead of
-/// those that are gone (tcp_small_queue_check of Linux), so that who sends much waits for it.
-const EAGER_BYTES: usize = 4096;
 /// Most descriptors of a frame; Linux uses up to 19 (MAX_SKB_FRAGS and two).
 const MAX_DESCRIPTORS: usize = 64;
 
@@ -28,11 +22,6 @@ pub(super) struct Tx {
     pub(super) ring: ActiveQueue,
     used: Publisher,
     features: u64,
-    /// Frames given back since the last interrupt, and their bytes.
-    given: usize,
-    bytes: usize,
-    /// The driver wants to hear of them.
-    owed: bool,
     /// The tap takes nothing at the moment.
     pub(super) blocked: bool,
 }
@@ -48,28 +37,17 @@ struct Frame<'a> {
     len: usize,
 }
 
-/// When the driver is to be interrupted for frames that it got back.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) enum Word {
-    /// It does not want to know.
-    None,
-    /// There is time: see [`PATIENCE`](super::handler::PATIENCE).
-    Soon,
-    Now,
-}
-
 /// What became of a frame.
 enum Outcome {
-    /// Sent or dropped, and counted; its bytes, if they are known.
-    Done(usize),
+    /// Sent or dropped, and counted.
+    Done,
     /// The tap takes no more; it was not sent.
     Blocked,
 }
 
 impl Tx {
     pub(super) fn new(ring: ActiveQueue, features: u64) -> Tx {
-        let used = Publisher::new(&ring.queue);
-        Tx { used, ring, features, given: 0, bytes: 0, owed: false, blocked: false }
+        Tx { used: Publisher::new(&ring.queue), ring, features, blocked: false }
     }
 
     /// Sends as long as there are frames.
@@ -82,24 +60,12 @@ impl Tx {
         let mut batch = Vec::new();
         let pause = self.send(memory, guard, lane, &mut batch)?;
         self.used.publish(&mut self.ring.queue, memory, &batch)?;
-        self.given += batch.len();
         Ok(pause)
     }
 
-    /// When the driver is to be interrupted.
-    pub(super) fn word(&mut self, memory: &GuestMemoryMmap) -> Result<Word, Error> {
-        self.owed |= self.used.due(&self.ring.queue, memory)?;
-        Ok(match (self.owed, self.given < EAGER && self.bytes < EAGER_BYTES) {
-            (false, _) => Word::None,
-            (true, true) => Word::Soon,
-            (true, false) => Word::Now,
-        })
-    }
-
-    /// The device interrupted the driver, which then looks at all queues; whether it owed that.
-    pub(super) fn told(&mut self) -> bool {
-        (self.given, self.bytes) = (0, 0);
-        std::mem::take(&mut self.owed)
+    /// Whether the driver is to be interrupted.
+    pub(super) fn due(&mut self, memory: &GuestMemoryMmap) -> Result<bool, Error> {
+        self.used.due(&self.ring.queue, memory)
     }
 
     fn send(
@@ -128,10 +94,7 @@ impl Tx {
             promised = false;
             let head = chain.head_index();
             match send(memory, guard, lane, chain, self.features) {
-                Outcome::Done(bytes) => {
-                    self.bytes += bytes;
-                    batch.push((head, 0));
-                }
+                Outcome::Done => batch.push((head, 0)),
                 Outcome::Blocked => {
                     queue.go_to_previous_position();
                     self.blocked = true;
@@ -153,7 +116,7 @@ fn send(
 ) -> Outcome {
     let Some(mut frame) = Frame::take(memory, chain) else {
         lane.counters.malformed.add(1);
-        return Outcome::Done(0);
+        return Outcome::Done;
     };
     let (header, first) = frame.head[..frame.copied].split_at(HEADER);
     let fixed = match guard.map(|guard| guard.check(first)) {
@@ -161,13 +124,13 @@ fn send(
         Some(Some(fixed)) => fixed,
         Some(None) => {
             lane.counters.guard.add(1);
-            return Outcome::Done(frame.len);
+            return Outcome::Done;
         }
     };
     let header: &[u8; HEADER] = header.as_array().expect("it was split there");
     let Ok(header) = header::checked(header, frame.len, fixed, features) else {
         lane.counters.malformed.add(1);
-        return Outcome::Done(frame.len);
+        return Outcome::Done;
     };
     frame.head[..HEADER].copy_from_slice(&header);
     loop {
@@ -177,7 +140,7 @@ fn send(
             Err(nix::Error::EAGAIN) => return Outcome::Blocked,
             Err(_) => lane.counters.tap.add(1),
         }
-        return Outcome::Done(frame.len);
+        return Outcome::Done;
     }
 }
 
