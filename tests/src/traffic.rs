@@ -8,8 +8,16 @@ use std::sync::OnceLock;
 
 use crate::program::{feed, run};
 
-/// Connections that are open at once.
-const CONNECTIONS: u32 = 1000;
+/// How much is carried. The host's own programs do it quickly; those of a container are
+/// emulated in the test host, each exit of their machine as well.
+struct Load {
+    /// Each way, by each version of IP.
+    mib: u32,
+    /// Open at once.
+    connections: u32,
+}
+const OF_HOST: Load = Load { mib: 4, connections: 1000 };
+const OF_CONTAINER: Load = Load { mib: 1, connections: 200 };
 /// Bytes of a datagram in many fragments.
 const FRAGMENTS: u32 = 20_000;
 /// Where br_netfilter puts fragments together, as on a host with rules of any engine, Linux
@@ -17,10 +25,17 @@ const FRAGMENTS: u32 = 20_000;
 /// that it compares with (`fake_rtable`) follows later changes of the MTU alone.
 const LARGEST_BRIDGED: u32 = 1500;
 
-/// MiB that are sent each way, by each version of IP: `BULKHEAD_TRANSFER_MIB`.
-fn transfer_mib() -> u32 {
-    let told = std::env::var("BULKHEAD_TRANSFER_MIB").ok().and_then(|text| text.parse().ok());
-    told.unwrap_or(4)
+impl Load {
+    /// What `BULKHEAD_TRANSFER_MIB` and `BULKHEAD_CONNECTIONS` say instead.
+    fn told(self) -> Load {
+        let told = |name, number| {
+            std::env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(number)
+        };
+        Load {
+            mib: told("BULKHEAD_TRANSFER_MIB", self.mib),
+            connections: told("BULKHEAD_CONNECTIONS", self.connections),
+        }
+    }
 }
 
 /// The program, compiled once per run of the suite. It lies alone in a directory on a disk, so
@@ -55,15 +70,16 @@ pub fn serve(program: &str) -> String {
 
 /// A script that fails unless a server at each of `addresses`, behind an interface with `mtu`,
 /// has all of it right: a datagram as large as the MTU and one in fragments, an echo of ICMP,
-/// [`transfer_mib`] each way with their digest, [`CONNECTIONS`] at once. It runs where busybox
+/// some MiB each way with their digest, many connections at once. It runs where busybox
 /// is, and the program at `program`.
 pub fn checks(program: &str, addresses: &[&str], mtu: u32) -> String {
     let fragments = if mtu <= LARGEST_BRIDGED { FRAGMENTS } else { mtu - 100 };
-    script(program, addresses, mtu, fragments)
+    script(program, addresses, mtu, fragments, OF_CONTAINER)
 }
 
-fn script(program: &str, addresses: &[&str], mtu: u32, fragments: u32) -> String {
-    let (addresses, mib) = (addresses.join(" "), transfer_mib());
+fn script(program: &str, addresses: &[&str], mtu: u32, fragments: u32, load: Load) -> String {
+    let addresses = addresses.join(" ");
+    let Load { mib, connections } = load.told();
     format!(
         r#"
         set -eu
@@ -83,7 +99,7 @@ fn script(program: &str, addresses: &[&str], mtu: u32, fragments: u32) -> String
             [ "$digest" = "$expected" ] || {{ echo "to $ip: $digest" >&2; exit 1; }}
             digest=$(echo {mib} | busybox nc $ip 8 | busybox sha256sum)
             [ "$digest" = "$expected" ] || {{ echo "from $ip: $digest" >&2; exit 1; }}
-            $traffic connections $ip {CONNECTIONS}
+            $traffic connections $ip {connections}
         done
         echo all of it
         "#
@@ -95,6 +111,6 @@ fn script(program: &str, addresses: &[&str], mtu: u32, fragments: u32) -> String
 pub fn from_host(addresses: &[&str], mtu: u32) {
     let program = program().to_str().expect("a plain path");
     let mut shell = Command::new("bash");
-    shell.args(["-c", &script(program, addresses, mtu, FRAGMENTS)]);
+    shell.args(["-c", &script(program, addresses, mtu, FRAGMENTS, OF_HOST)]);
     assert_eq!(run(shell).ok(), "all of it");
 }
