@@ -150,7 +150,13 @@ fn nothing_of_passt_is_left() {
     let _turn = alone();
     let run = [&PASST[..], &["-p", "18095:80"]].concat();
     guest(&[], "true").ok();
-    let before = held();
+    // What cases before this one left to the kernel to end.
+    let mut before = held();
+    eventually("quiet", || {
+        std::thread::sleep(Duration::from_secs(1));
+        let last = std::mem::replace(&mut before, held());
+        last == before
+    });
     let all_gone = || eventually("the end of all of it", || held() == before);
     none(|| {
         guest(&run, "ip addr show eth0 | grep -q 10.86.0.2 && exit 3").expect(3);

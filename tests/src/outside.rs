@@ -65,9 +65,11 @@ impl Drop for Outside {
     fn drop(&mut self) {
         let _ = self.0.kill();
         let _ = self.0.wait();
-        // Servers in the namespace keep it alive.
+        // Servers in the namespace keep it alive; its end takes a moment, and counts.
         script(
-            "for pid in $(pidof busybox); do tr '\\0' ' ' </proc/$pid/cmdline | grep -q '^busybox httpd' && kill $pid; done; true",
+            "for pid in $(pidof busybox); do tr '\\0' ' ' </proc/$pid/cmdline | \
+             grep -q '^busybox httpd' && kill $pid; done
+             for try in $(seq 100); do ip link show out0 >/dev/null 2>&1 || break; sleep 0.1; done",
         );
     }
 }

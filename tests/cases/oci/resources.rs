@@ -46,7 +46,7 @@ both!(rates_of_disks_hold, |runtime| {
 both!(an_oom_kill_is_told_as_engines_hear_of_one, |runtime| {
     adopt();
     // One that its first process outlives, and then that process itself.
-    let big = "dd if=/dev/zero of=/dev/null bs=200M count=1 2>/dev/null";
+    let big = "dd if=/dev/zero of=/dev/null bs=90M count=1 2>/dev/null";
     let script = format!(
         "until [ -e /go ]; do sleep 0.1; done; {big}; echo $?; \
          until [ -e /on ]; do sleep 0.1; done; exec {big}"
@@ -55,7 +55,10 @@ both!(an_oom_kill_is_told_as_engines_hear_of_one, |runtime| {
     bundle.config["linux"]["resources"] = json!({"memory": {"limit": 64 << 20}});
     let pid = bundle.create();
     bundle.verb(&["start", &bundle.id]).ok();
+    // Who waits for an event in vain does not wait for ever.
+    bundle.before = ["timeout", "120"].map(String::from).to_vec();
     let mut command = bundle.command(&["events", "--interval", "300ms", &bundle.id]);
+    bundle.before.clear();
     let mut events = command.stdout(Stdio::piped()).spawn().expect("it is installed");
     let lines = BufReader::new(events.stdout.take().expect("piped")).lines();
     let mut types = lines.map(|line| {
@@ -99,10 +102,12 @@ both!(huge_pages_of_a_size_that_there_is_not_are_refused, |runtime| {
 });
 
 both!(events_come_at_their_interval_until_the_end, |runtime| {
-    let bundle = Bundle::new(runtime, "sleep 100");
+    let mut bundle = Bundle::new(runtime, "sleep 100");
     bundle.create();
     bundle.verb(&["start", &bundle.id]).ok();
+    bundle.before = ["timeout", "120"].map(String::from).to_vec();
     let mut command = bundle.command(&["events", "--interval", "1200ms", &bundle.id]);
+    bundle.before.clear();
     let mut events = command.stdout(Stdio::piped()).spawn().expect("it is installed");
     let mut lines = BufReader::new(events.stdout.take().expect("piped")).lines();
     let mut next = || {
