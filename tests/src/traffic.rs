@@ -38,6 +38,12 @@ impl Load {
     }
 }
 
+/// Whether docker's and ctr's networks carry it as well: `BULKHEAD_TRAFFIC`. Beside other
+/// cases their host is too busy for it, see docs/next.md.
+pub fn everywhere() -> bool {
+    std::env::var_os("BULKHEAD_TRAFFIC").is_some()
+}
+
 /// The program, compiled once per run of the suite. It lies alone in a directory on a disk, so
 /// that this can be a volume.
 pub fn program() -> &'static Path {

@@ -14,7 +14,7 @@ use crate::control::Control;
 use crate::devices::bus::{Bus, BusBuilder, BusDevice};
 use crate::devices::console::{CONSOLE_PORT, CONSOLE_PORTS, Console};
 use crate::devices::power::{I8042_COMMAND_PORT, PowerButton, ResetPort};
-use crate::devices::virtio::transport::{INTERRUPT_ACK, MmioTransport, QUEUE_NOTIFY};
+use crate::devices::virtio::transport::{MmioTransport, QUEUE_NOTIFY};
 use crate::ending::{Ending, Reporter};
 use crate::event_loop::EventLoop;
 use crate::jail::{self, Filters, ThreadKind};
@@ -270,8 +270,7 @@ fn connect(vm: &Vm, transport: &MmioTransport, index: usize) -> Result<(), KvmEr
     for (queue, kick) in transport.kicks().iter().enumerate() {
         vm.connect_kick(kick, address + QUEUE_NOTIFY, queue as u32)?;
     }
-    let (acknowledged, value) = transport.acknowledged();
-    vm.connect_kick(acknowledged, address + INTERRUPT_ACK, value)
+    Ok(())
 }
 
 /// Takes back what [`connect`] did, or what it did before it failed.
@@ -281,9 +280,7 @@ fn disconnect(vm: &Vm, transport: &MmioTransport, index: usize) -> Result<(), Kv
     let kicks = kicks
         .map(|(queue, kick)| vm.disconnect_kick(kick, address + QUEUE_NOTIFY, queue as u32))
         .fold(Ok(()), Result::and);
-    let (acknowledged, value) = transport.acknowledged();
-    let acknowledged = vm.disconnect_kick(acknowledged, address + INTERRUPT_ACK, value);
-    vm.disconnect_irq(transport.irq(), pin).and(kicks).and(acknowledged)
+    vm.disconnect_irq(transport.irq(), pin).and(kicks)
 }
 
 /// A device that its driver made fail is the machine's end: Linux has no way back

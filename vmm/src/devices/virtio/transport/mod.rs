@@ -24,7 +24,6 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use virtio_bindings::bindings::virtio_config::VIRTIO_CONFIG_S_NEEDS_RESET;
 use virtio_bindings::bindings::virtio_mmio as offset;
-use virtio_bindings::bindings::virtio_mmio::VIRTIO_MMIO_INT_VRING;
 use virtio_queue::{Queue, QueueState, QueueT};
 use vmm_sys_util::eventfd::EventFd;
 
@@ -42,8 +41,6 @@ pub const WINDOW: u64 = 0x1000;
 /// Offset of QueueNotify, at which ioeventfds are registered, with the queue's
 /// index as datamatch (4 bytes).
 pub const QUEUE_NOTIFY: u64 = offset::VIRTIO_MMIO_QUEUE_NOTIFY as u64;
-/// Offset of InterruptACK; see [`MmioTransport::acknowledged`].
-pub const INTERRUPT_ACK: u64 = offset::VIRTIO_MMIO_INTERRUPT_ACK as u64;
 const CONFIG: u64 = offset::VIRTIO_MMIO_CONFIG as u64;
 const MAGIC: u32 = u32::from_le_bytes(*b"virt");
 const VERSION: u32 = 2;
@@ -68,8 +65,6 @@ struct Inner {
 pub struct MmioTransport {
     shared: Arc<Shared>,
     kicks: Vec<EventFd>,
-    /// Of acknowledgements, never read.
-    acknowledged: EventFd,
     memory: GrowingRam,
     event_loop: Arc<EventLoop>,
     device_id: u32,
@@ -94,13 +89,11 @@ impl MmioTransport {
         }
         let kick = |_: &u16| EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC);
         let kicks = sizes.iter().map(kick).collect::<io::Result<_>>()?;
-        let acknowledged = kick(&0)?;
         let registers = Registers::new(device.features() | TRANSPORT_FEATURES, sizes);
         let device_id = device.id();
         let inner = Inner { device, registers, running: Running::No, line: None };
         let shared = Arc::new(Shared::new()?);
-        let inner = inner.into();
-        Ok(MmioTransport { shared, kicks, acknowledged, memory, event_loop, device_id, inner })
+        Ok(MmioTransport { shared, kicks, memory, event_loop, device_id, inner: inner.into() })
     }
 
     /// One per queue; KVM signals it on a write of the queue's index to
@@ -112,15 +105,6 @@ impl MmioTransport {
     /// KVM raises the device's interrupt, an edge, when this is signalled.
     pub fn irq(&self) -> &EventFd {
         &self.shared.irq
-    }
-
-    /// Takes acknowledgements of used buffers alone: 4 bytes of this value at
-    /// [`INTERRUPT_ACK`]. KVM may signal it, which nobody waits for, so that an interrupt costs
-    /// the guest one way to the VMM less. InterruptStatus then goes on to tell of used buffers:
-    /// a driver looks at its rings once too often, and an edge is lost to nobody, since each
-    /// interrupt is one whatever the status was before.
-    pub fn acknowledged(&self) -> (&EventFd, u32) {
-        (&self.acknowledged, VIRTIO_MMIO_INT_VRING)
     }
 
     /// Why the device set DEVICE_NEEDS_RESET last, if it ever did.
