@@ -73,6 +73,8 @@ impl Podman {
             let manager = if self.before.is_some() { "systemd" } else { "cgroupfs" };
             command.args(["--cgroup-manager", manager, "--events-backend", "file"]);
             command.args(["--runtime", &self.runtime]).arg("--tmpdir").arg(at("tmp"));
+            // Its `system reset` removes all networks that it knows, with their bridges.
+            command.arg("--network-config-dir").arg(at("networks"));
         }
         command.args(words).env("TMPDIR", self.place.path());
         command

@@ -38,8 +38,8 @@ impl Load {
     }
 }
 
-/// Whether docker's and ctr's networks carry it as well: `BULKHEAD_TRAFFIC`. Beside other
-/// cases their host is too busy for it, see docs/next.md.
+/// Whether docker's and ctr's networks carry it as well: `BULKHEAD_TRAFFIC`. In the test host
+/// that takes minutes.
 pub fn everywhere() -> bool {
     std::env::var_os("BULKHEAD_TRAFFIC").is_some()
 }

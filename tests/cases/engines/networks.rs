@@ -42,12 +42,7 @@ fn is_gone(namespace: &str) {
 fn podman_networks() {
     let _turn = shared();
     let podman = Podman::new();
-    let configuration = podman.place.path().join("networks").display().to_string();
-    let podman_run = |words: &[&str]| {
-        let mut command = podman.command("podman", &["--network-config-dir", &configuration]);
-        command.args(words);
-        run(command)
-    };
+    let podman_run = |words: &[&str]| podman.run(words);
     let network = |name: &str, subnet: &str, mtu: u32| {
         let (six, mtu) = (format!("fd77:{name}::/64").replace("net", ""), format!("mtu={mtu}"));
         let options = ["--subnet", subnet, "--ipv6", "--subnet", &six, "--opt", &mtu];
