@@ -5,6 +5,8 @@ use bulkhead_tests::bundle::{Bundle, OURS};
 use bulkhead_tests::turn::shared;
 use serde_json::json;
 
+use super::{Change, each_is_named};
+
 /// Lines that `script` prints under a configuration that `change` made.
 #[track_caller]
 fn printed(script: &str, change: impl Fn(&mut Bundle)) -> Vec<String> {
@@ -58,9 +60,6 @@ fn time_offsets() {
 #[test]
 fn wrong_values_are_named() {
     let _turn = shared();
-    let mut bundle = Bundle::new(OURS, "true");
-    let sound = bundle.config.clone();
-    type Change = fn(&mut serde_json::Value);
     let cases: [(&str, Change); 5] = [
         ("linux.timeOffsets", |config| {
             config["linux"]["timeOffsets"] = json!({"boottime": {"secs": 1}});
@@ -79,11 +78,5 @@ fn wrong_values_are_named() {
             config["linux"]["resources"]["hugepageLimits"] = json!([limit]);
         }),
     ];
-    for (name, change) in cases {
-        bundle.config = sound.clone();
-        change(&mut bundle.config);
-        let failed = bundle.verb(&["create", &bundle.id]);
-        assert_eq!(failed.status, 1, "{name}");
-        assert!(failed.stderr.contains(name), "{name} in: {}", failed.stderr);
-    }
+    each_is_named(&cases);
 }

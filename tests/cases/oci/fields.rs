@@ -4,7 +4,7 @@ use bulkhead_tests::bundle::{Bundle, OURS, RUNC};
 use bulkhead_tests::turn::shared;
 use serde_json::{Value, json};
 
-use super::same;
+use super::{Change, each_is_named, same};
 
 #[test]
 fn the_process() {
@@ -132,7 +132,6 @@ fn limits_hold_in_the_guest_and_change_live() {
 #[test]
 fn what_cannot_be_honoured_is_named() {
     let _turn = shared();
-    type Change = fn(&mut Value);
     let cases: [(&str, Change); 7] = [
         ("intelRdt", |config| config["linux"]["intelRdt"] = json!({"closID": "x"})),
         ("seccomp", |config| {
@@ -149,15 +148,5 @@ fn what_cannot_be_honoured_is_named() {
         ("linux.mountLabel", |config| config["linux"]["mountLabel"] = json!("label")),
         ("ociVersion", |config| config["ociVersion"] = json!("9.9.9")),
     ];
-    let mut bundle = Bundle::new(OURS, "true");
-    let sound = bundle.config.clone();
-    for (name, change) in cases {
-        bundle.config = sound.clone();
-        change(&mut bundle.config);
-        let failed = bundle.verb(&["create", &bundle.id]);
-        assert_eq!(failed.status, 1, "{name}");
-        assert!(failed.stderr.contains(name), "{name} in: {}", failed.stderr);
-        assert_eq!(failed.stderr.lines().count(), 1, "{}", failed.stderr);
-        assert!(bundle.verb(&["state", &bundle.id]).stderr.contains("does not exist"));
-    }
+    each_is_named(&cases);
 }

@@ -33,6 +33,25 @@ fn same(script: &str, change: impl Fn(&mut Bundle)) -> String {
     ours.1
 }
 
+/// What a case does to a configuration.
+type Change = fn(&mut serde_json::Value);
+
+/// Each change is refused with the name of its field, in one line, and nothing is left.
+#[track_caller]
+fn each_is_named(cases: &[(&str, Change)]) {
+    let mut bundle = Bundle::new(OURS, "true");
+    let sound = bundle.config.clone();
+    for (name, change) in cases {
+        bundle.config = sound.clone();
+        change(&mut bundle.config);
+        let failed = bundle.verb(&["create", &bundle.id]);
+        assert_eq!(failed.status, 1, "{name}");
+        assert!(failed.stderr.contains(name), "{name} in: {}", failed.stderr);
+        assert_eq!(failed.stderr.lines().count(), 1, "{}", failed.stderr);
+        assert!(bundle.verb(&["state", &bundle.id]).stderr.contains("does not exist"));
+    }
+}
+
 /// A case for both runtimes.
 macro_rules! both {
     ($(#[$attribute:meta])* $name:ident, $case:expr) => {
