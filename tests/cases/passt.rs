@@ -1,12 +1,13 @@
 //! `--network passt`: what passes, what is closed, and that nothing is left.
 
+use std::collections::BTreeSet;
 use std::net::UdpSocket;
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use bulkhead_tests::leaks::{none, pids, processes};
+use bulkhead_tests::leaks::{none, pids};
 use bulkhead_tests::outside::{Outside, get};
-use bulkhead_tests::program::{Finished, compile, eventually, run, script};
+use bulkhead_tests::program::{Finished, compile, eventually, limit, run, script};
 use bulkhead_tests::turn::alone;
 use bulkhead_tests::{Background, bulkhead, guest, small};
 use nix::sys::signal::{SIGKILL, kill};
@@ -138,11 +139,31 @@ fn behind_passt_egress_and_the_host_are_as_was_asked_for() {
     cannot(&open, "10.86.0.1", 18081);
 }
 
-/// Processes of passt, and what there is of interfaces and namespaces.
-fn held() -> String {
-    let passt = processes().into_iter().filter(|name| name.starts_with("passt")).count();
-    let namespaces = "for ns in /proc/[0-9]*/ns/net; do readlink $ns; done | sort -u | wc -l";
-    format!("{passt} {}", script(&format!("ls /sys/class/net; {namespaces}; ss -tulnH")).text())
+/// Processes of passt, and what there is of interfaces, namespaces and listening sockets, each by
+/// its name.
+fn held() -> BTreeSet<String> {
+    let told = script(
+        "cd /proc; for at in [0-9]*; do read name < $at/comm && case $name in
+             passt*) echo process $name $at;; esac; done 2> /dev/null
+         ls /sys/class/net | sed 's/^/interface /'
+         for at in [0-9]*; do readlink $at/ns/net; done | sort -u
+         ss -tulnH | awk '{ print $1, $5 }'",
+    );
+    told.text().lines().map(str::to_owned).collect()
+}
+
+/// Waits until there is no more than there was `before`. What ends beside it may.
+#[track_caller]
+fn all_gone(before: &BTreeSet<String>) {
+    let deadline = Instant::now() + limit();
+    loop {
+        let now = held();
+        let more: Vec<_> = now.difference(before).collect();
+        if more.is_empty() {
+            return;
+        }
+        assert!(Instant::now() < deadline, "still there: {more:?}");
+    }
 }
 
 #[test]
@@ -150,22 +171,19 @@ fn nothing_of_passt_is_left() {
     let _turn = alone();
     let run = [&PASST[..], &["-p", "18095:80"]].concat();
     guest(&[], "true").ok();
-    // What cases before this one left to the kernel to end.
-    let mut before = held();
-    eventually("quiet", || {
-        std::thread::sleep(Duration::from_secs(1));
-        let last = std::mem::replace(&mut before, held());
-        last == before
-    });
-    let all_gone = || eventually("the end of all of it", || held() == before);
+    let before = held();
     none(|| {
         guest(&run, "ip addr show eth0 | grep -q 10.86.0.2 && exit 3").expect(3);
-        all_gone();
+        all_gone(&before);
 
         let killed = Background::idle(&run);
-        assert!(held() != before, "it can tell");
+        let kinds = ["process passt", "net:[", "tcp 0.0.0.0:18095"];
+        let more: Vec<_> = held().difference(&before).cloned().collect();
+        for kind in kinds {
+            assert!(more.iter().any(|one| one.starts_with(kind)), "{kind} can be told: {more:?}");
+        }
         kill(Pid::from_raw(killed.supervisor()), SIGKILL).unwrap();
-        all_gone();
+        all_gone(&before);
         eventually("its end", || killed.inspect()["State"]["Status"] == "exited");
         drop(killed);
 
@@ -176,7 +194,7 @@ fn nothing_of_passt_is_left() {
         kill(Pid::from_raw(passt[0]), SIGKILL).unwrap();
         eventually("no interface", || orphan.exec("ip link show eth0").status != 0);
         drop(orphan);
-        all_gone();
+        all_gone(&before);
     });
 }
 

@@ -14,7 +14,7 @@ use crate::control::Control;
 use crate::devices::bus::{Bus, BusBuilder, BusDevice};
 use crate::devices::console::{CONSOLE_PORT, CONSOLE_PORTS, Console};
 use crate::devices::power::{I8042_COMMAND_PORT, PowerButton, ResetPort};
-use crate::devices::virtio::transport::{MmioTransport, QUEUE_NOTIFY};
+use crate::devices::virtio::transport::{INTERRUPT_ACK, MmioTransport, QUEUE_NOTIFY, Windows};
 use crate::ending::{Ending, Reporter};
 use crate::event_loop::EventLoop;
 use crate::jail::{self, Filters, ThreadKind};
@@ -26,6 +26,7 @@ use crate::vcpu::{self, ExitCounters, VcpuContext, VcpuHandle, probe, setup};
 mod devices;
 mod nets;
 
+use devices::Row;
 pub use devices::{Devices, Loops};
 pub use nets::{NetTaps, Nets};
 
@@ -155,12 +156,15 @@ pub fn build(
         .then(|| event_loop("net", &filters, ThreadKind::Net).map(Arc::new))
         .transpose()?;
     let loops = devices::Loops { slow, files, net };
-    let mut built = devices::build(config, &mut fds, memory.ram(), &loops, shares, control)?;
+    let pins = (layout::IRQS - layout::FIRST_IRQ) as usize;
+    let windows = Windows::new(pins).map_err(|error| at("devices")(&error))?;
+    let row = Row::new(memory.ram(), &windows);
+    let mut built = devices::build(config, &mut fds, row, &loops, shares, control)?;
     let console = Arc::new(
         Console::new(config.console.map(|index| fds.take(index)).transpose()?)
             .map_err(|error| at("console")(&error))?,
     );
-    let mmio = mmio_bus(&vm, &built)?;
+    let mmio = mmio_bus(&vm, &built, &windows)?;
     for transport in &built.transports {
         watch(transport, reporter);
     }
@@ -243,14 +247,14 @@ fn event_loop(name: &str, filters: &Filters, kind: ThreadKind) -> Result<EventLo
 }
 
 /// Puts each transport at its window, with its interrupt and its notifications.
-fn mmio_bus(vm: &Vm, built: &devices::Devices) -> Result<Arc<Bus>, BuildError> {
+fn mmio_bus(
+    vm: &Vm,
+    built: &devices::Devices,
+    windows: &Windows,
+) -> Result<Arc<Bus>, BuildError> {
     let mut bus = BusBuilder::default();
     let mut insert = |index: usize, device: Arc<dyn BusDevice>| {
-        let (address, pin) = cmdline::device_slot(index as u64);
-        if pin >= layout::IRQS {
-            let message = format!("{} devices; the IOAPIC has no pin left", index + 1);
-            return Err(BuildError { stage: "devices", message });
-        }
+        let (address, _) = cmdline::device_slot(index as u64);
         bus.insert(address, layout::MMIO_WINDOW, device).map_err(|error| at("devices")(&error))
     };
     for (index, transport) in built.transports.iter().enumerate() {
@@ -260,6 +264,9 @@ fn mmio_bus(vm: &Vm, built: &devices::Devices) -> Result<Arc<Bus>, BuildError> {
     for (index, window) in built.nets.windows() {
         insert(index, window.clone())?;
     }
+    let count = built.transports.len() + built.nets.windows().count();
+    vm.show(windows.pages(), layout::MMIO, count as u64 * layout::MMIO_WINDOW)
+        .map_err(|error| at("devices")(&error))?;
     Ok(Arc::new(bus.build()))
 }
 
@@ -270,7 +277,8 @@ fn connect(vm: &Vm, transport: &MmioTransport, index: usize) -> Result<(), KvmEr
     for (queue, kick) in transport.kicks().iter().enumerate() {
         vm.connect_kick(kick, address + QUEUE_NOTIFY, queue as u32)?;
     }
-    Ok(())
+    let (acknowledged, value) = transport.acknowledged();
+    vm.connect_kick(acknowledged, address + INTERRUPT_ACK, value)
 }
 
 /// Takes back what [`connect`] did, or what it did before it failed.
@@ -280,7 +288,9 @@ fn disconnect(vm: &Vm, transport: &MmioTransport, index: usize) -> Result<(), Kv
     let kicks = kicks
         .map(|(queue, kick)| vm.disconnect_kick(kick, address + QUEUE_NOTIFY, queue as u32))
         .fold(Ok(()), Result::and);
-    vm.disconnect_irq(transport.irq(), pin).and(kicks)
+    let (acknowledged, value) = transport.acknowledged();
+    let acknowledged = vm.disconnect_kick(acknowledged, address + INTERRUPT_ACK, value);
+    vm.disconnect_irq(transport.irq(), pin).and(kicks).and(acknowledged)
 }
 
 /// A device that its driver made fail is the machine's end: Linux has no way back

@@ -8,6 +8,7 @@
 //! ```
 
 mod growth;
+mod shown;
 
 use std::fs::File;
 use std::sync::Arc;
@@ -20,6 +21,7 @@ use vm_memory::{
 };
 
 pub use growth::{MemoryState, NewMemory};
+pub use shown::Shown;
 
 use crate::kvm::KvmError;
 

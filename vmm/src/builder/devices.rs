@@ -17,7 +17,7 @@ use crate::devices::virtio::block::{Block, Disk};
 use crate::devices::virtio::device::VirtioDevice;
 use crate::devices::virtio::fs::{Fs, FsHandle, ShareConfig};
 use crate::devices::virtio::rng::Rng;
-use crate::devices::virtio::transport::MmioTransport;
+use crate::devices::virtio::transport::{MmioTransport, Window, Windows};
 use crate::devices::virtio::vsock::{OnConnect, Vsock};
 use crate::event_loop::EventLoop;
 use crate::jail::is_name;
@@ -40,7 +40,7 @@ pub struct Devices {
     /// Behind them.
     pub nets: Nets,
     files: FsHandle,
-    balloon: Option<BalloonHandle>,
+    balloon: Option<(BalloonHandle, Arc<MmioTransport>)>,
 }
 
 impl Devices {
@@ -61,8 +61,9 @@ impl Devices {
     /// # Errors
     /// When the machine has no balloon.
     pub fn set_balloon(&self, mib: u32) -> Result<(), String> {
-        let balloon = self.balloon.as_ref().ok_or("the machine has no balloon")?;
+        let (balloon, transport) = self.balloon.as_ref().ok_or("the machine has no balloon")?;
         balloon.set_target_mib(mib);
+        transport.config_changed();
         Ok(())
     }
 
@@ -102,7 +103,7 @@ impl Devices {
     /// # Errors
     /// When a thread is gone.
     pub fn grown(&self, loops: &Loops, bytes: u64) -> Result<(), String> {
-        if let Some(balloon) = &self.balloon {
+        if let Some((balloon, _)) = &self.balloon {
             balloon.grown(bytes);
         }
         // A handler looks anew for each event; this runs between two.
@@ -114,7 +115,7 @@ impl Devices {
     /// Adds the devices' counters.
     pub fn fill(&self, stats: &mut Stats) {
         stats.fs_requests = self.files.requests();
-        if let Some(balloon) = &self.balloon {
+        if let Some((balloon, _)) = &self.balloon {
             stats.balloon_mib = balloon.actual_mib();
             stats.reported_bytes = balloon.reported_bytes();
         }
@@ -122,19 +123,35 @@ impl Devices {
 }
 
 /// Puts devices into windows.
-struct Row<'a> {
+pub(super) struct Row<'a> {
     memory: &'a GrowingRam,
+    windows: Box<dyn Iterator<Item = Window> + 'a>,
     transports: Vec<Arc<MmioTransport>>,
 }
 
-impl Row<'_> {
+impl<'a> Row<'a> {
+    /// An empty one.
+    pub(super) fn new(memory: &'a GrowingRam, windows: &'a Windows) -> Row<'a> {
+        Row { memory, windows: Box::new(windows.each()), transports: Vec::new() }
+    }
+
+    /// The next window.
+    fn window(&mut self) -> Result<Window, BuildError> {
+        self.windows.next().ok_or_else(|| BuildError {
+            stage: "devices",
+            message: "more devices than the IOAPIC has pins".into(),
+        })
+    }
+
     fn add(
         &mut self,
         device: impl VirtioDevice + 'static,
         thread: &Arc<EventLoop>,
     ) -> Result<(), BuildError> {
-        let transport = MmioTransport::new(Box::new(device), self.memory.clone(), thread.clone())
+        let (window, memory) = (self.window()?, self.memory.clone());
+        let transport = MmioTransport::new(Box::new(device), memory, thread.clone(), window)
             .map_err(|error| at("devices")(&error))?;
+        transport.appear();
         self.transports.push(Arc::new(transport));
         Ok(())
     }
@@ -162,12 +179,12 @@ fn share_configs(config: &MachineConfig, tree: &Path) -> Vec<ShareConfig> {
 pub fn build(
     config: &MachineConfig,
     fds: &mut Fds,
-    memory: &GrowingRam,
+    mut row: Row,
     loops: &Loops,
     shares: PathBuf,
     control: &Arc<Control>,
 ) -> Result<Devices, BuildError> {
-    let mut row = Row { memory, transports: Vec::new() };
+    let memory = row.memory;
     let fs = Fs::new(share_configs(config, &shares), FS_QUEUES);
     let files = fs.handle();
     row.add(fs, &loops.files)?;
@@ -192,7 +209,7 @@ pub fn build(
         let reclaim = MmapReclaim::new(memory.clone(), Backing::Shared);
         let (device, handle) = Balloon::new(&memory.now(), Arc::new(reclaim));
         row.add(device, &loops.slow)?;
-        balloon = Some(handle);
+        balloon = row.transports.last().cloned().map(|transport| (handle, transport));
     }
     for disk in &config.disks {
         let file = File::from(fds.take(disk.file)?);
@@ -200,6 +217,8 @@ pub fn build(
             Disk::new(file, &disk.serial, disk.read_only).map_err(|error| at("disk")(&error))?;
         row.add(Block::new(disk), &loops.slow)?;
     }
-    let nets = Nets::new(config, row.transports.len(), memory, loops.net.clone());
+    let count = config.nets.len() + usize::from(config.net_slots);
+    let windows = (0..count).map(|_| row.window()).collect::<Result<Vec<_>, _>>()?;
+    let nets = Nets::new(config, row.transports.len(), windows, memory, loops.net.clone());
     Ok(Devices { transports: row.transports, nets, files, balloon })
 }

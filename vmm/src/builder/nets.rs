@@ -18,7 +18,7 @@ use protocol::machine::{MachineConfig, Net, NetCounters};
 use super::{BuildError, Fds, connect, disconnect, watch};
 use crate::devices::virtio::net::{Counters, Net as NetDevice};
 use crate::devices::virtio::slot::Slot;
-use crate::devices::virtio::transport::MmioTransport;
+use crate::devices::virtio::transport::{MmioTransport, Window};
 use crate::ending::Reporter;
 use crate::event_loop::EventLoop;
 use crate::kvm::Vm;
@@ -60,17 +60,21 @@ pub struct Nets {
 }
 
 impl Nets {
-    /// Empty windows behind those of `fixed` devices, for all that `config` speaks of.
+    /// Empty `windows` behind those of `fixed` devices, for all that `config` speaks of.
     pub(super) fn new(
         config: &MachineConfig,
         fixed: usize,
+        windows: Vec<Window>,
         memory: &GrowingRam,
         thread: Option<Arc<EventLoop>>,
     ) -> Nets {
-        let count = config.nets.len() + usize::from(config.net_slots);
-        let place = |index| Place { index, slot: Arc::default(), attached: None };
+        let place = |(index, window)| Place {
+            index: fixed + index,
+            slot: Arc::new(Slot::new(window)),
+            attached: None,
+        };
         Nets {
-            places: (fixed..fixed + count).map(place).collect(),
+            places: windows.into_iter().enumerate().map(place).collect(),
             memory: memory.clone(),
             thread,
             max_vcpus: config.max_vcpus.max(config.vcpus),
@@ -115,7 +119,8 @@ impl Nets {
         }
         let device = NetDevice::new(net, taps.0).map_err(|error| error.to_string())?;
         let counters = device.counters();
-        let transport = MmioTransport::new(Box::new(device), self.memory.clone(), thread.clone())
+        let (memory, window) = (self.memory.clone(), place.slot.window().clone());
+        let transport = MmioTransport::new(Box::new(device), memory, thread.clone(), window)
             .map_err(|error| format!("a descriptor cannot be made: {error}"))?;
         watch(&transport, reporter);
         if let Err(error) = connect(vm, &transport, place.index) {
@@ -123,7 +128,7 @@ impl Nets {
             let _ = disconnect(vm, &transport, place.index);
             return Err(format!("the interface cannot be connected: {error}"));
         }
-        place.slot.replace(Some(Arc::new(transport)));
+        place.slot.fill(Arc::new(transport));
         place.attached = Some(Attached { mac: net.mac, counters });
         Ok(place.index as u8)
     }
@@ -137,7 +142,7 @@ impl Nets {
         let place = self.places.iter_mut().find(|place| place.index == usize::from(device));
         let gone = place.and_then(|place| {
             place.attached.take()?;
-            Some((place.index, place.slot.replace(None)?))
+            Some((place.index, place.slot.empty()?))
         });
         let (index, transport) = gone.ok_or(format!("virtio-mmio.{device} is no interface"))?;
         disconnect(vm, &transport, index).map_err(|error| error.to_string())

@@ -6,10 +6,11 @@ pub mod state;
 
 use std::fs::File;
 use std::os::fd::{FromRawFd, IntoRawFd, OwnedFd};
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use kvm_bindings::{
-    KVM_API_VERSION, KVM_CAP_PMU_CAPABILITY, KVM_PMU_CAP_DISABLE, kvm_enable_cap,
+    KVM_API_VERSION, KVM_CAP_PMU_CAPABILITY, KVM_MEM_READONLY, KVM_PMU_CAP_DISABLE, kvm_enable_cap,
     kvm_userspace_memory_region,
 };
 use kvm_ioctls::{Cap, IoEventAddress, Kvm, NoDatamatch, VmFd};
@@ -17,7 +18,7 @@ use vm_memory::{Address, GuestMemory, GuestMemoryMmap, GuestMemoryRegion};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::boot::layout;
-use crate::memory::NewMemory;
+use crate::memory::{NewMemory, Shown};
 
 /// Why KVM cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -50,6 +51,7 @@ const NEEDED: &[(Cap, &str)] = &[
     (Cap::Ioeventfd, "KVM_CAP_IOEVENTFD"),
     (Cap::Irqfd, "KVM_CAP_IRQFD"),
     (Cap::UserMemory, "KVM_CAP_USER_MEMORY"),
+    (Cap::ReadonlyMem, "KVM_CAP_READONLY_MEM"),
     (Cap::ImmediateExit, "KVM_CAP_IMMEDIATE_EXIT"),
     (Cap::TscDeadlineTimer, "KVM_CAP_TSC_DEADLINE_TIMER"),
     (Cap::GetTscKhz, "KVM_CAP_GET_TSC_KHZ"),
@@ -63,6 +65,8 @@ pub struct Vm {
     pub fd: VmFd,
     /// Number of the next memory slot.
     slots: AtomicU32,
+    /// What the guest reads of this program: kept for as long as KVM has it.
+    shown: Mutex<Vec<Shown>>,
 }
 
 impl Vm {
@@ -93,7 +97,7 @@ impl Vm {
         let mut no_counters = kvm_enable_cap { cap: KVM_CAP_PMU_CAPABILITY, ..Default::default() };
         no_counters.args[0] = u64::from(KVM_PMU_CAP_DISABLE);
         let _ = fd.enable_cap(&no_counters);
-        let vm = Vm { kvm, fd, slots: AtomicU32::new(0) };
+        let vm = Vm { kvm, fd, slots: AtomicU32::new(0), shown: Mutex::default() };
         for region in memory.iter() {
             vm.add_memory(NewMemory {
                 guest: region.start_addr().raw_value(),
@@ -109,16 +113,33 @@ impl Vm {
     /// # Errors
     /// When KVM refuses.
     pub fn add_memory(&self, new: NewMemory) -> Result<(), KvmError> {
+        self.add_slot(new, 0)
+    }
+
+    /// Has the guest read the first `bytes` of `pages` at `guest`, whole pages. What it writes
+    /// there is no write to memory: it signals what [`Vm::connect_kick`] connected, or comes
+    /// out of KVM_RUN (KVM_MEM_READONLY).
+    ///
+    /// # Errors
+    /// When KVM refuses.
+    pub fn show(&self, pages: &Shown, guest: u64, bytes: u64) -> Result<(), KvmError> {
+        assert!(bytes <= pages.len() as u64, "no more than there is");
+        self.shown.lock().expect("no panic while locked").push(pages.clone());
+        self.add_slot(NewMemory { guest, host: pages.address(), bytes }, KVM_MEM_READONLY)
+    }
+
+    fn add_slot(&self, new: NewMemory, flags: u32) -> Result<(), KvmError> {
         let region = kvm_userspace_memory_region {
             slot: self.slots.fetch_add(1, Ordering::Relaxed),
             guest_phys_addr: new.guest,
             memory_size: new.bytes,
             userspace_addr: new.host,
-            flags: 0,
+            flags,
         };
         #[allow(unsafe_code)]
         // SAFETY: the range is mapped as long as the machine's memory, which the machine
-        // keeps until after the last vCPU has stopped.
+        // keeps until after the last vCPU has stopped, or as what `shown` keeps, which is
+        // dropped after KVM's descriptor.
         unsafe { self.fd.set_user_memory_region(region) }
             .map_err(refused("guest memory (KVM_SET_USER_MEMORY_REGION)"))
     }

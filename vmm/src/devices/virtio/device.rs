@@ -14,8 +14,6 @@ pub trait Interrupt: Send + Sync {
     /// The device put buffers into a used ring (sets bit 0 of InterruptStatus
     /// and raises the line).
     fn queue(&self);
-    /// The configuration space changed (bit 1).
-    fn config(&self);
 }
 
 /// A queue that the driver configured, with the eventfd that KVM signals when
@@ -61,7 +59,8 @@ pub trait VirtioDevice: Send {
     /// Feature bits offered beside those of the transport (VERSION_1,
     /// RING_EVENT_IDX, RING_INDIRECT_DESC), which the transport adds.
     fn features(&self) -> u64;
-    /// Reads the configuration space. Bytes beyond its end read as zero.
+    /// Reads the configuration space. Bytes beyond its end read as zero. Where the host changes
+    /// it, the transport has to be told (`MmioTransport::config_changed`).
     fn read_config(&self, offset: u64, data: &mut [u8]);
     /// Writes the configuration space; most devices ignore it.
     fn write_config(&mut self, _offset: u64, _data: &[u8]) {}

@@ -10,7 +10,7 @@ use vm_memory::{Bytes, GuestAddress, GuestMemory, GuestMemoryMmap};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::device::{Activation, ActiveQueue, Interrupt, VirtioDevice};
-use super::transport::{MmioTransport, TRANSPORT_FEATURES};
+use super::transport::{MmioTransport, TRANSPORT_FEATURES, Window, Windows};
 use crate::devices::bus::BusDevice;
 use crate::event_loop::{EventLoop, Handler, HandlerError, Registration};
 use crate::memory::GuestRam;
@@ -39,16 +39,11 @@ pub fn memory() -> GuestRam {
 pub struct Recorder {
     /// Of used buffers.
     pub queue: AtomicU32,
-    /// Of the configuration.
-    pub config: AtomicU32,
 }
 
 impl Interrupt for Recorder {
     fn queue(&self) {
         self.queue.fetch_add(1, Ordering::SeqCst);
-    }
-    fn config(&self) {
-        self.config.fetch_add(1, Ordering::SeqCst);
     }
 }
 
@@ -352,9 +347,23 @@ impl Driver<'_> {
 static LOOP: LazyLock<Arc<EventLoop>> =
     LazyLock::new(|| Arc::new(EventLoop::spawn("test-devices", || ()).expect("a thread")));
 
-/// A transport on a loop that all tests share.
+/// A transport on a loop that all tests share, behind a window of its own.
 pub fn transport(device: impl VirtioDevice + 'static, memory: &GuestRam) -> MmioTransport {
-    MmioTransport::new(Box::new(device), memory.clone().into(), LOOP.clone()).expect("descriptors")
+    let windows = Windows::new(1).expect("a page");
+    behind(&windows.each().next().expect("one"), device, memory)
+}
+
+/// As [`transport`], behind this window.
+pub fn behind(
+    window: &Window,
+    device: impl VirtioDevice + 'static,
+    memory: &GuestRam,
+) -> MmioTransport {
+    let memory = memory.clone().into();
+    let transport = MmioTransport::new(Box::new(device), memory, LOOP.clone(), window.clone())
+        .expect("descriptors");
+    transport.appear();
+    transport
 }
 
 /// Random reads and writes of registers, then a driver that must get its due.

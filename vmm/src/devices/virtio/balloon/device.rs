@@ -94,7 +94,6 @@ impl VirtioDevice for Balloon {
         if !matches!(queues[..], [(0, ..), (1, ..), ..]) {
             return Err(refused("the inflate or the deflate queue is missing"));
         }
-        self.handle.set_interrupt(Some(activation.interrupt.clone()));
         Ok(Box::new(BalloonHandler {
             queues,
             memory: activation.memory,
@@ -114,7 +113,6 @@ impl VirtioDevice for Balloon {
     }
 
     fn reset(&mut self) {
-        self.handle.set_interrupt(None);
         self.handle.set_actual(0);
     }
 }

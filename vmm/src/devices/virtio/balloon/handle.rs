@@ -1,10 +1,9 @@
 //! The host's side of the balloon.
 
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use super::state::BalloonState;
-use crate::devices::virtio::device::Interrupt;
 
 const PAGES_PER_MIB: u32 = 256;
 
@@ -21,8 +20,6 @@ struct Shared {
     target: AtomicU32,
     actual: AtomicU32,
     reported: AtomicU64,
-    /// While a driver runs the device.
-    interrupt: Mutex<Option<Arc<dyn Interrupt>>>,
 }
 
 impl BalloonHandle {
@@ -32,18 +29,15 @@ impl BalloonHandle {
             target: AtomicU32::new(0),
             actual: AtomicU32::new(0),
             reported: AtomicU64::new(0),
-            interrupt: Mutex::new(None),
         }))
     }
 
     /// Asks the guest to give `mib` MiB, at most all that it has; zero asks it
-    /// to take everything back. It gives what it can spare, when it can.
+    /// to take everything back. It gives what it can spare, when it can, and hears of it by
+    /// `MmioTransport::config_changed`.
     pub fn set_target_mib(&self, mib: u32) {
         let pages = mib.saturating_mul(PAGES_PER_MIB).min(self.total_pages());
         self.0.target.store(pages, Ordering::Release);
-        if let Some(interrupt) = &*self.interrupt() {
-            interrupt.config();
-        }
     }
 
     /// MiB that the guest says it gave, at most all that it has.
@@ -62,10 +56,6 @@ impl BalloonHandle {
 
     pub(super) fn set_actual(&self, pages: u32) {
         self.0.actual.store(pages, Ordering::Release);
-    }
-
-    pub(super) fn set_interrupt(&self, interrupt: Option<Arc<dyn Interrupt>>) {
-        *self.interrupt() = interrupt;
     }
 
     pub(super) fn state(&self) -> BalloonState {
@@ -89,9 +79,5 @@ impl BalloonHandle {
 
     fn total_pages(&self) -> u32 {
         self.0.total_pages.load(Ordering::Acquire)
-    }
-
-    fn interrupt(&self) -> std::sync::MutexGuard<'_, Option<Arc<dyn Interrupt>>> {
-        self.0.interrupt.lock().expect("no panic while locked")
     }
 }

@@ -18,7 +18,6 @@ struct NoInterrupt;
 
 impl Interrupt for NoInterrupt {
     fn queue(&self) {}
-    fn config(&self) {}
 }
 
 fn device() -> (Fs, tempfile::TempDir) {

@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, OnceLock};
 use virtio_bindings::bindings::virtio_mmio::{VIRTIO_MMIO_INT_CONFIG, VIRTIO_MMIO_INT_VRING};
 use vmm_sys_util::eventfd::EventFd;
 
+use super::window::Window;
 use crate::devices::virtio::device::Interrupt;
 
 /// Told why a device stopped.
@@ -17,10 +18,9 @@ pub(super) type Watcher = Box<dyn Fn(&str) + Send + Sync>;
 pub(super) struct Shared {
     /// Signalled for every interrupt; edge-triggered.
     pub(super) irq: EventFd,
-    /// InterruptStatus: handlers set bits, the driver acknowledges them.
-    pub(super) interrupt_status: AtomicU32,
-    /// ConfigGeneration.
-    pub(super) generation: AtomicU32,
+    /// The registers as the driver reads them: InterruptStatus and ConfigGeneration are kept
+    /// nowhere else.
+    pub(super) window: Window,
     /// DEVICE_NEEDS_RESET of the status.
     failed: AtomicBool,
     /// Counts beginnings and ends of activations; even: not active.
@@ -32,11 +32,10 @@ pub(super) struct Shared {
 }
 
 impl Shared {
-    pub(super) fn new() -> io::Result<Shared> {
+    pub(super) fn new(window: Window) -> io::Result<Shared> {
         Ok(Shared {
             irq: EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?,
-            interrupt_status: AtomicU32::new(0),
-            generation: AtomicU32::new(0),
+            window,
             failed: AtomicBool::new(false),
             epoch: AtomicU32::new(0),
             failure: Mutex::new(None),
@@ -60,18 +59,18 @@ impl Shared {
     /// As after power-on. The guest's last acknowledgement is forgotten too.
     pub(super) fn reset(&self) {
         self.end();
-        self.failed.store(false, Ordering::Release);
-        self.interrupt_status.store(0, Ordering::Release);
+        self.failed.store(false, Ordering::SeqCst);
+        self.window.interrupt_status().store(0, Ordering::SeqCst);
     }
 
     pub(super) fn needs_reset(&self) -> bool {
-        self.failed.load(Ordering::Acquire)
+        self.failed.load(Ordering::SeqCst)
     }
 
     pub(super) fn restore(&self, needs_reset: bool, interrupt_status: u32, generation: u32) {
-        self.failed.store(needs_reset, Ordering::Release);
-        self.interrupt_status.store(interrupt_status, Ordering::Release);
-        self.generation.store(generation, Ordering::Release);
+        self.failed.store(needs_reset, Ordering::SeqCst);
+        self.window.interrupt_status().store(interrupt_status, Ordering::SeqCst);
+        self.window.generation().store(generation, Ordering::SeqCst);
     }
 
     pub(super) fn failure(&self) -> Option<String> {
@@ -80,13 +79,13 @@ impl Shared {
 
     /// Signals the driver again: an edge may have been lost.
     pub(super) fn raise_again(&self) {
-        if self.interrupt_status.load(Ordering::Acquire) != 0 {
+        if self.window.interrupt_status().load(Ordering::SeqCst) != 0 {
             let _ = self.irq.write(1);
         }
     }
 
     fn raise(&self, bit: u32) {
-        self.interrupt_status.fetch_or(bit, Ordering::AcqRel);
+        self.window.interrupt_status().fetch_or(bit, Ordering::SeqCst);
         // Fails only when the counter is full, and then the line is up already.
         let _ = self.irq.write(1);
     }
@@ -105,6 +104,14 @@ impl Line {
         self.shared.epoch.load(Ordering::Acquire) == self.epoch
     }
 
+    /// The configuration space, or the status, is another one now.
+    pub(super) fn config(&self) {
+        if self.live() {
+            self.shared.window.generation().fetch_add(1, Ordering::SeqCst);
+            self.shared.raise(VIRTIO_MMIO_INT_CONFIG);
+        }
+    }
+
     /// The device cannot go on (section 2.1.1, DEVICE_NEEDS_RESET).
     pub(super) fn fail(&self, message: String) {
         if self.live() {
@@ -112,7 +119,8 @@ impl Line {
                 watcher(&message);
             }
             *self.shared.failure.lock().expect("no panic while locked") = Some(message);
-            self.shared.failed.store(true, Ordering::Release);
+            self.shared.failed.store(true, Ordering::SeqCst);
+            self.shared.window.add_needs_reset();
             self.config();
         }
     }
@@ -124,35 +132,30 @@ impl Interrupt for Line {
             self.shared.raise(VIRTIO_MMIO_INT_VRING);
         }
     }
-
-    fn config(&self) {
-        if self.live() {
-            self.shared.generation.fetch_add(1, Ordering::AcqRel);
-            self.shared.raise(VIRTIO_MMIO_INT_CONFIG);
-        }
-    }
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::window::Windows;
     use super::*;
 
     #[test]
     fn a_line_dies_with_its_activation() {
-        let shared = Arc::new(Shared::new().unwrap());
+        let window = Windows::new(1).unwrap().each().next().unwrap();
+        let shared = Arc::new(Shared::new(window).unwrap());
         let old = shared.begin();
         old.queue();
-        assert_eq!(shared.interrupt_status.load(Ordering::Acquire), 1);
+        assert_eq!(shared.window.interrupt_status().load(Ordering::SeqCst), 1);
         shared.reset();
         old.queue();
         old.fail("late".into());
-        assert_eq!(shared.interrupt_status.load(Ordering::Acquire), 0);
+        assert_eq!(shared.window.interrupt_status().load(Ordering::SeqCst), 0);
         let new = shared.begin();
         old.config();
-        assert_eq!(shared.generation.load(Ordering::Acquire), 0);
+        assert_eq!(shared.window.generation().load(Ordering::SeqCst), 0);
         new.config();
-        assert_eq!(shared.interrupt_status.load(Ordering::Acquire), 2);
-        assert_eq!(shared.generation.load(Ordering::Acquire), 1);
+        assert_eq!(shared.window.interrupt_status().load(Ordering::SeqCst), 2);
+        assert_eq!(shared.window.generation().load(Ordering::SeqCst), 1);
         assert!(!shared.needs_reset());
         new.fail("now".into());
         assert!(shared.needs_reset());

@@ -1,10 +1,10 @@
 //! virtio over MMIO, version 2 (virtio 1.2, section 4.2).
 //!
 //! ```text
-//! vCPU threads --BusDevice--> MmioTransport --add/take--> EventLoop: Handler
-//!      ^                       | Mutex: registers, device      |
-//!      |                       | atomics: InterruptStatus, ... |
-//!      +------ irqfd <---------+----------- Line <-------------+
+//! vCPU threads --writes--> MmioTransport --add/take--> EventLoop: Handler
+//!    |     ^               | Mutex: registers, device       |
+//!    |     +--- irqfd <----+------------ Line <-------------+
+//!    +- reads -> Window <--+--------------+
 //!
 //! Running:  No -- DRIVER_OK --> On(loop) <-- resume/pause --> Paused(handler)
 //!           ^--- reset, FAILED, or the handler's own failure ---+
@@ -17,13 +17,14 @@
 mod line;
 mod registers;
 mod state;
+mod window;
 
 use std::io;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use virtio_bindings::bindings::virtio_config::VIRTIO_CONFIG_S_NEEDS_RESET;
 use virtio_bindings::bindings::virtio_mmio as offset;
+use virtio_bindings::bindings::virtio_mmio::VIRTIO_MMIO_INT_VRING;
 use virtio_queue::{Queue, QueueState, QueueT};
 use vmm_sys_util::eventfd::EventFd;
 
@@ -31,6 +32,7 @@ use self::line::{Line, Shared};
 use self::registers::{EVENT_IDX, Effect};
 pub use self::registers::{QueueRegisters, Registers, TRANSPORT_FEATURES};
 pub use self::state::{HandlerState, RestoreError, TransportState};
+pub use self::window::{Window, Windows};
 use super::device::{Activation, ActiveQueue, SavedQueue, VirtioDevice};
 use crate::devices::bus::BusDevice;
 use crate::event_loop::{EventLoop, Handler, HandlerId};
@@ -41,10 +43,9 @@ pub const WINDOW: u64 = 0x1000;
 /// Offset of QueueNotify, at which ioeventfds are registered, with the queue's
 /// index as datamatch (4 bytes).
 pub const QUEUE_NOTIFY: u64 = offset::VIRTIO_MMIO_QUEUE_NOTIFY as u64;
+/// Offset of InterruptACK; see [`MmioTransport::acknowledged`].
+pub const INTERRUPT_ACK: u64 = offset::VIRTIO_MMIO_INTERRUPT_ACK as u64;
 const CONFIG: u64 = offset::VIRTIO_MMIO_CONFIG as u64;
-const MAGIC: u32 = u32::from_le_bytes(*b"virt");
-const VERSION: u32 = 2;
-const VENDOR: u32 = u32::from_le_bytes(*b"BLKH");
 
 /// Whether and where the handler is.
 enum Running {
@@ -65,6 +66,8 @@ struct Inner {
 pub struct MmioTransport {
     shared: Arc<Shared>,
     kicks: Vec<EventFd>,
+    /// Of acknowledgements, never read.
+    acknowledged: EventFd,
     memory: GrowingRam,
     event_loop: Arc<EventLoop>,
     device_id: u32,
@@ -72,7 +75,8 @@ pub struct MmioTransport {
 }
 
 impl MmioTransport {
-    /// Puts a window before `device`, whose handlers will live on `event_loop`.
+    /// Puts `device`, whose handlers will live on `event_loop`, behind `window`, which shows no
+    /// device until it [appears](Self::appear).
     ///
     /// # Errors
     /// When a descriptor cannot be made, or a queue size of the device is not a
@@ -81,6 +85,7 @@ impl MmioTransport {
         device: Box<dyn VirtioDevice>,
         memory: GrowingRam,
         event_loop: Arc<EventLoop>,
+        window: Window,
     ) -> io::Result<MmioTransport> {
         let sizes = device.queue_sizes();
         if let Some(size) = sizes.iter().find(|&&size| Queue::new(size).is_err()) {
@@ -92,8 +97,20 @@ impl MmioTransport {
         let registers = Registers::new(device.features() | TRANSPORT_FEATURES, sizes);
         let device_id = device.id();
         let inner = Inner { device, registers, running: Running::No, line: None };
-        let shared = Arc::new(Shared::new()?);
-        Ok(MmioTransport { shared, kicks, memory, event_loop, device_id, inner: inner.into() })
+        window.clear();
+        let shared = Arc::new(Shared::new(window)?);
+        let acknowledged = kick(&0)?;
+        let inner = inner.into();
+        let transport =
+            MmioTransport { shared, kicks, acknowledged, memory, event_loop, device_id, inner };
+        transport.show(&transport.lock());
+        transport.show_config(&transport.lock());
+        Ok(transport)
+    }
+
+    /// Lets drivers know the device.
+    pub fn appear(&self) {
+        self.shared.window.identify(self.device_id);
     }
 
     /// One per queue; KVM signals it on a write of the queue's index to
@@ -105,6 +122,25 @@ impl MmioTransport {
     /// KVM raises the device's interrupt, an edge, when this is signalled.
     pub fn irq(&self) -> &EventFd {
         &self.shared.irq
+    }
+
+    /// Takes acknowledgements of used buffers alone: 4 bytes of this value at
+    /// [`INTERRUPT_ACK`]. KVM may signal it, which nobody waits for, so that an interrupt costs
+    /// the guest no way to the VMM. InterruptStatus then goes on to tell of used buffers: a
+    /// driver looks at its rings once too often, and an edge is lost to nobody, since each
+    /// interrupt is one whatever the status was before.
+    pub fn acknowledged(&self) -> (&EventFd, u32) {
+        (&self.acknowledged, VIRTIO_MMIO_INT_VRING)
+    }
+
+    /// The host changed what the device's configuration space says: shows it, and tells the
+    /// driver if there is one. Not for threads of a device.
+    pub fn config_changed(&self) {
+        let inner = self.lock();
+        self.show_config(&inner);
+        if let Some(line) = &inner.line {
+            line.config();
+        }
     }
 
     /// Why the device set DEVICE_NEEDS_RESET last, if it ever did.
@@ -133,6 +169,11 @@ impl MmioTransport {
         }
     }
 
+    /// Stops the device for good: nothing of it changes its window, or guest memory, any more.
+    pub fn retire(&self) {
+        self.stop(&mut self.lock());
+    }
+
     /// Puts the handler back.
     pub fn resume(&self) {
         let mut inner = self.lock();
@@ -158,8 +199,8 @@ impl MmioTransport {
             device: inner.device.save(),
             registers: inner.registers.clone(),
             needs_reset: self.shared.needs_reset(),
-            interrupt_status: self.shared.interrupt_status.load(Ordering::Acquire),
-            config_generation: self.shared.generation.load(Ordering::Acquire),
+            interrupt_status: self.shared.window.interrupt_status().load(Ordering::SeqCst),
+            config_generation: self.shared.window.generation().load(Ordering::SeqCst),
             handler: handler_state,
         };
         match handler {
@@ -185,6 +226,8 @@ impl MmioTransport {
         inner.device.restore(&state.device)?;
         inner.registers = state.registers;
         self.shared.restore(state.needs_reset, state.interrupt_status, state.config_generation);
+        self.show(&inner);
+        self.show_config(&inner);
         if let Some(handler) = state.handler {
             let mut queues: Vec<_> = self.kicks.iter().map(|_| None).collect();
             for (index, saved) in handler.queues {
@@ -280,22 +323,18 @@ impl MmioTransport {
         self.inner.lock().expect("no panic while locked")
     }
 
-    fn read_register(&self, register: u32) -> u32 {
-        if let Some(value) = identity(u64::from(register), self.device_id) {
-            return value;
+    /// Shows the registers as they are. A driver selects what it reads of some, and that is a
+    /// write.
+    fn show(&self, inner: &Inner) {
+        let window = &self.shared.window;
+        for register in registers::READ {
+            window.set(register, inner.registers.read(register));
         }
-        match register {
-            offset::VIRTIO_MMIO_INTERRUPT_STATUS => {
-                self.shared.interrupt_status.load(Ordering::Acquire)
-            }
-            offset::VIRTIO_MMIO_CONFIG_GENERATION => self.shared.generation.load(Ordering::Acquire),
-            offset::VIRTIO_MMIO_STATUS => {
-                let failed = self.shared.needs_reset();
-                let needs_reset = if failed { VIRTIO_CONFIG_S_NEEDS_RESET } else { 0 };
-                self.lock().registers.status | needs_reset
-            }
-            _ => self.lock().registers.read(register),
-        }
+        window.set_status(inner.registers.status, || self.shared.needs_reset());
+    }
+
+    fn show_config(&self, inner: &Inner) {
+        self.shared.window.set_config(|space| inner.device.read_config(0, space));
     }
 
     fn write_register(&self, register: u32, value: u32) {
@@ -307,7 +346,7 @@ impl MmioTransport {
                 }
             }
             offset::VIRTIO_MMIO_INTERRUPT_ACK => {
-                self.shared.interrupt_status.fetch_and(!value, Ordering::AcqRel);
+                self.shared.window.interrupt_status().fetch_and(!value, Ordering::SeqCst);
             }
             _ => {
                 let mut inner = self.lock();
@@ -315,21 +354,14 @@ impl MmioTransport {
                     Effect::None => {}
                     Effect::Activate => self.activate(&mut inner),
                     Effect::Stop => self.stop(&mut inner),
-                    Effect::Reset => self.reset(&mut inner),
+                    Effect::Reset => {
+                        self.reset(&mut inner);
+                        self.show_config(&inner);
+                    }
                 }
+                self.show(&inner);
             }
         }
-    }
-}
-
-/// The registers by which a driver knows a device; 0 is none at all.
-pub(super) fn identity(register: u64, device_id: u32) -> Option<u32> {
-    match u32::try_from(register).ok()? {
-        offset::VIRTIO_MMIO_MAGIC_VALUE => Some(MAGIC),
-        offset::VIRTIO_MMIO_VERSION => Some(VERSION),
-        offset::VIRTIO_MMIO_DEVICE_ID => Some(device_id),
-        offset::VIRTIO_MMIO_VENDOR_ID => Some(VENDOR),
-        _ => None,
     }
 }
 
@@ -362,19 +394,9 @@ fn check(inner: &Inner, device_id: u32, state: &TransportState) -> Result<(), Re
 }
 
 impl BusDevice for MmioTransport {
+    /// Not on the way of a guest, which reads the window itself.
     fn read(&self, offset: u64, data: &mut [u8]) {
-        if offset >= CONFIG {
-            data.fill(0);
-            self.lock().device.read_config(offset - CONFIG, data);
-            return;
-        }
-        // Registers are read whole (section 4.2.2.2); all else reads as zero.
-        match <&mut [u8; 4]>::try_from(&mut *data) {
-            Ok(word) if offset.is_multiple_of(4) => {
-                *word = self.read_register(offset as u32).to_le_bytes();
-            }
-            _ => data.fill(0),
-        }
+        self.shared.window.read(offset, data);
     }
 
     fn write(&self, offset: u64, data: &[u8]) {
@@ -382,6 +404,7 @@ impl BusDevice for MmioTransport {
             let mut inner = self.lock();
             if inner.registers.driven() {
                 inner.device.write_config(offset - CONFIG, data);
+                self.show_config(&inner);
             }
             return;
         }

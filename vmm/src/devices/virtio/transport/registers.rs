@@ -32,6 +32,17 @@ pub const TRANSPORT_FEATURES: u64 =
 /// Interrupts and kicks are suppressed by ring index (section 2.7.10).
 pub(super) const EVENT_IDX: u64 = 1 << VIRTIO_RING_F_EVENT_IDX;
 
+/// Registers that the driver reads and that follow from what it wrote, but for Status.
+pub(super) const READ: [u32; 7] = [
+    offset::VIRTIO_MMIO_DEVICE_FEATURES,
+    offset::VIRTIO_MMIO_QUEUE_NUM_MAX,
+    offset::VIRTIO_MMIO_QUEUE_READY,
+    offset::VIRTIO_MMIO_SHM_LEN_LOW,
+    offset::VIRTIO_MMIO_SHM_LEN_HIGH,
+    offset::VIRTIO_MMIO_SHM_BASE_LOW,
+    offset::VIRTIO_MMIO_SHM_BASE_HIGH,
+];
+
 /// What the driver configured for one queue.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct QueueRegisters {
@@ -143,7 +154,7 @@ impl Registers {
             && (self.status & FEATURES_OK == 0 || self.acceptable())
     }
 
-    /// Reads a register other than those which the transport answers itself.
+    /// What the driver reads at one of [`READ`].
     pub(super) fn read(&self, register: u32) -> u32 {
         let queue = self.queues.get(self.queue_sel as usize);
         match register {

@@ -19,7 +19,6 @@ struct NoInterrupt;
 
 impl Interrupt for NoInterrupt {
     fn queue(&self) {}
-    fn config(&self) {}
 }
 
 const SIZE: u16 = 16;

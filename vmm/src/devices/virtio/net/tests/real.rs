@@ -11,7 +11,7 @@ use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::{ForkResult, fork};
 
 use super::*;
-use crate::devices::virtio::transport::MmioTransport;
+use crate::devices::virtio::transport::{MmioTransport, Windows};
 use crate::event_loop::EventLoop;
 use crate::jail::{Filters, ThreadKind};
 
@@ -116,7 +116,8 @@ fn confined(device: Net, memory: &crate::memory::GuestRam) -> MmioTransport {
         Filters::compile().unwrap().apply(ThreadKind::Net).unwrap();
     };
     let thread = Arc::new(EventLoop::spawn("net", prepare).unwrap());
-    MmioTransport::new(Box::new(device), memory.clone().into(), thread).unwrap()
+    let window = Windows::new(1).unwrap().each().next().unwrap();
+    MmioTransport::new(Box::new(device), memory.clone().into(), thread, window).unwrap()
 }
 
 fn description() -> machine::Net {
