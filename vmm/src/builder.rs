@@ -158,7 +158,7 @@ pub fn build(
     let loops = devices::Loops { slow, files, net };
     let pins = (layout::IRQS - layout::FIRST_IRQ) as usize;
     let windows = Windows::new(pins).map_err(|error| at("devices")(&error))?;
-    let row = Row::new(memory.ram(), &windows);
+    let row = Row::new(&vm, memory.ram(), &windows);
     let mut built = devices::build(config, &mut fds, row, &loops, shares, control)?;
     let console = Arc::new(
         Console::new(config.console.map(|index| fds.take(index)).transpose()?)
@@ -246,12 +246,8 @@ fn event_loop(name: &str, filters: &Filters, kind: ThreadKind) -> Result<EventLo
     EventLoop::spawn(name, confined(filters, kind)).map_err(|error| at("threads")(&error))
 }
 
-/// Puts each transport at its window, with its interrupt and its notifications.
-fn mmio_bus(
-    vm: &Vm,
-    built: &devices::Devices,
-    windows: &Windows,
-) -> Result<Arc<Bus>, BuildError> {
+/// Puts each transport at its window, with its notifications.
+fn mmio_bus(vm: &Vm, built: &devices::Devices, windows: &Windows) -> Result<Arc<Bus>, BuildError> {
     let mut bus = BusBuilder::default();
     let mut insert = |index: usize, device: Arc<dyn BusDevice>| {
         let (address, _) = cmdline::device_slot(index as u64);
@@ -270,10 +266,9 @@ fn mmio_bus(
     Ok(Arc::new(bus.build()))
 }
 
-/// Gives the device of window `index` its interrupt and its notifications.
+/// Gives the device of window `index` its notifications.
 fn connect(vm: &Vm, transport: &MmioTransport, index: usize) -> Result<(), KvmError> {
-    let (address, pin) = cmdline::device_slot(index as u64);
-    vm.connect_irq(transport.irq(), pin)?;
+    let (address, _) = cmdline::device_slot(index as u64);
     for (queue, kick) in transport.kicks().iter().enumerate() {
         vm.connect_kick(kick, address + QUEUE_NOTIFY, queue as u32)?;
     }
@@ -283,14 +278,13 @@ fn connect(vm: &Vm, transport: &MmioTransport, index: usize) -> Result<(), KvmEr
 
 /// Takes back what [`connect`] did, or what it did before it failed.
 fn disconnect(vm: &Vm, transport: &MmioTransport, index: usize) -> Result<(), KvmError> {
-    let (address, pin) = cmdline::device_slot(index as u64);
+    let (address, _) = cmdline::device_slot(index as u64);
     let kicks = transport.kicks().iter().enumerate();
     let kicks = kicks
         .map(|(queue, kick)| vm.disconnect_kick(kick, address + QUEUE_NOTIFY, queue as u32))
         .fold(Ok(()), Result::and);
     let (acknowledged, value) = transport.acknowledged();
-    let acknowledged = vm.disconnect_kick(acknowledged, address + INTERRUPT_ACK, value);
-    vm.disconnect_irq(transport.irq(), pin).and(kicks).and(acknowledged)
+    vm.disconnect_kick(acknowledged, address + INTERRUPT_ACK, value).and(kicks)
 }
 
 /// A device that its driver made fail is the machine's end: Linux has no way back

@@ -11,16 +11,18 @@ use protocol::vsock::{READY_PORT, RESOLVER_PORT};
 
 use super::nets::Nets;
 use super::{BuildError, Fds, at};
+use crate::boot::cmdline;
 use crate::control::Control;
 use crate::devices::virtio::balloon::{Backing, Balloon, BalloonHandle, MmapReclaim};
 use crate::devices::virtio::block::{Block, Disk};
 use crate::devices::virtio::device::VirtioDevice;
 use crate::devices::virtio::fs::{Fs, FsHandle, ShareConfig};
 use crate::devices::virtio::rng::Rng;
-use crate::devices::virtio::transport::{MmioTransport, Window, Windows};
+use crate::devices::virtio::transport::{MmioTransport, Windows, Wiring};
 use crate::devices::virtio::vsock::{OnConnect, Vsock};
 use crate::event_loop::EventLoop;
 use crate::jail::is_name;
+use crate::kvm::{IrqPin, Vm};
 use crate::memory::GrowingRam;
 
 /// Threads on which devices are served.
@@ -125,19 +127,24 @@ impl Devices {
 /// Puts devices into windows.
 pub(super) struct Row<'a> {
     memory: &'a GrowingRam,
-    windows: Box<dyn Iterator<Item = Window> + 'a>,
+    places: Box<dyn Iterator<Item = Wiring> + 'a>,
     transports: Vec<Arc<MmioTransport>>,
 }
 
 impl<'a> Row<'a> {
     /// An empty one.
-    pub(super) fn new(memory: &'a GrowingRam, windows: &'a Windows) -> Row<'a> {
-        Row { memory, windows: Box::new(windows.each()), transports: Vec::new() }
+    pub(super) fn new(vm: &'a Arc<Vm>, memory: &'a GrowingRam, windows: &'a Windows) -> Row<'a> {
+        let wiring = |(index, window)| {
+            let (_, pin) = cmdline::device_slot(index);
+            Wiring { window, irq: Arc::new(IrqPin::new(vm.clone(), pin)) }
+        };
+        let places = Box::new((0..).zip(windows.each()).map(wiring));
+        Row { memory, places, transports: Vec::new() }
     }
 
-    /// The next window.
-    fn window(&mut self) -> Result<Window, BuildError> {
-        self.windows.next().ok_or_else(|| BuildError {
+    /// The next place.
+    fn place(&mut self) -> Result<Wiring, BuildError> {
+        self.places.next().ok_or_else(|| BuildError {
             stage: "devices",
             message: "more devices than the IOAPIC has pins".into(),
         })
@@ -148,8 +155,8 @@ impl<'a> Row<'a> {
         device: impl VirtioDevice + 'static,
         thread: &Arc<EventLoop>,
     ) -> Result<(), BuildError> {
-        let (window, memory) = (self.window()?, self.memory.clone());
-        let transport = MmioTransport::new(Box::new(device), memory, thread.clone(), window)
+        let (wiring, memory) = (self.place()?, self.memory.clone());
+        let transport = MmioTransport::new(Box::new(device), memory, thread.clone(), wiring)
             .map_err(|error| at("devices")(&error))?;
         transport.appear();
         self.transports.push(Arc::new(transport));
@@ -218,7 +225,7 @@ pub fn build(
         row.add(Block::new(disk), &loops.slow)?;
     }
     let count = config.nets.len() + usize::from(config.net_slots);
-    let windows = (0..count).map(|_| row.window()).collect::<Result<Vec<_>, _>>()?;
-    let nets = Nets::new(config, row.transports.len(), windows, memory, loops.net.clone());
+    let places = (0..count).map(|_| row.place()).collect::<Result<Vec<_>, _>>()?;
+    let nets = Nets::new(config, row.transports.len(), places, memory, loops.net.clone());
     Ok(Devices { transports: row.transports, nets, files, balloon })
 }

@@ -7,8 +7,7 @@
 //! ```
 //!
 //! An empty slot costs the guest one look at a window at boot (section 4.2.3.1.1 of virtio
-//! 1.2: device id 0), and KVM nothing: interrupt and notifications are connected when the
-//! interface comes.
+//! 1.2: device id 0), and KVM nothing: notifications are connected when the interface comes.
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -18,7 +17,7 @@ use protocol::machine::{MachineConfig, Net, NetCounters};
 use super::{BuildError, Fds, connect, disconnect, watch};
 use crate::devices::virtio::net::{Counters, Net as NetDevice};
 use crate::devices::virtio::slot::Slot;
-use crate::devices::virtio::transport::{MmioTransport, Window};
+use crate::devices::virtio::transport::{MmioTransport, Wiring};
 use crate::ending::Reporter;
 use crate::event_loop::EventLoop;
 use crate::kvm::Vm;
@@ -60,21 +59,21 @@ pub struct Nets {
 }
 
 impl Nets {
-    /// Empty `windows` behind those of `fixed` devices, for all that `config` speaks of.
+    /// Empty windows at `places`, behind those of `fixed` devices, for all that `config` speaks of.
     pub(super) fn new(
         config: &MachineConfig,
         fixed: usize,
-        windows: Vec<Window>,
+        places: Vec<Wiring>,
         memory: &GrowingRam,
         thread: Option<Arc<EventLoop>>,
     ) -> Nets {
-        let place = |(index, window)| Place {
+        let place = |(index, wiring)| Place {
             index: fixed + index,
-            slot: Arc::new(Slot::new(window)),
+            slot: Arc::new(Slot::new(wiring)),
             attached: None,
         };
         Nets {
-            places: windows.into_iter().enumerate().map(place).collect(),
+            places: places.into_iter().enumerate().map(place).collect(),
             memory: memory.clone(),
             thread,
             max_vcpus: config.max_vcpus.max(config.vcpus),
@@ -119,8 +118,8 @@ impl Nets {
         }
         let device = NetDevice::new(net, taps.0).map_err(|error| error.to_string())?;
         let counters = device.counters();
-        let (memory, window) = (self.memory.clone(), place.slot.window().clone());
-        let transport = MmioTransport::new(Box::new(device), memory, thread.clone(), window)
+        let (memory, wiring) = (self.memory.clone(), place.slot.wiring().clone());
+        let transport = MmioTransport::new(Box::new(device), memory, thread.clone(), wiring)
             .map_err(|error| format!("a descriptor cannot be made: {error}"))?;
         watch(&transport, reporter);
         if let Err(error) = connect(vm, &transport, place.index) {

@@ -191,8 +191,13 @@ const NET: &[i64] = &[
 const FCNTLS: &[libc::c_int] =
     &[libc::F_GETFD, libc::F_GETFL, libc::F_SETFL, libc::F_DUPFD_CLOEXEC];
 
+/// ioctl by which a device's thread, or whoever makes a device fail or changes its
+/// configuration, interrupts the guest.
+const IRQ_LINE: u64 = 0x4008_ae61; // KVM_IRQ_LINE
+
 /// ioctls of a vCPU thread: running, and saving state.
 const VCPU_IOCTLS: &[u64] = &[
+    IRQ_LINE,
     0xae80,      // KVM_RUN
     0x8090_ae81, // KVM_GET_REGS
     0x8138_ae83, // KVM_GET_SREGS
@@ -211,6 +216,7 @@ const VCPU_IOCTLS: &[u64] = &[
 /// ioctls of the thread that serves taps: what the driver negotiated. Nothing gives a tap to
 /// another interface (TUNSETIFF), changes its filter or its owner.
 const NET_IOCTLS: &[u64] = &[
+    IRQ_LINE,
     0x4004_54d0, // TUNSETOFFLOAD
     0x4004_54d8, // TUNSETVNETHDRSZ
     0x4004_54d9, // TUNSETQUEUE
@@ -228,7 +234,6 @@ const MAIN_IOCTLS: &[u64] = &[
     0x41a0_ae8d, // KVM_SET_FPU
     0x4400_ae8f, // KVM_SET_LAPIC
     0x4008_ae90, // KVM_SET_CPUID2
-    0x4020_ae76, // KVM_IRQFD
     0x4040_ae79, // KVM_IOEVENTFD
     0x8004_54d2, // TUNGETIFF
 ];
@@ -253,8 +258,8 @@ impl Filters {
         let kinds = [
             (ThreadKind::Main, program(&main, &[MAIN_IOCTLS, VCPU_IOCTLS].concat())?),
             (ThreadKind::Vcpu, program(VCPU, VCPU_IOCTLS)?),
-            (ThreadKind::Devices, program(DEVICES, &[])?),
-            (ThreadKind::Fs, program(FS, &[])?),
+            (ThreadKind::Devices, program(DEVICES, &[IRQ_LINE])?),
+            (ThreadKind::Fs, program(FS, &[IRQ_LINE])?),
             (ThreadKind::Net, program(NET, NET_IOCTLS)?),
         ];
         Ok(Filters(Arc::new(Compiled { kinds, no_clone3: no_clone3()? })))

@@ -2,6 +2,7 @@
 //! event descriptors.
 
 pub mod cpuid;
+mod irq;
 pub mod state;
 
 use std::fs::File;
@@ -17,6 +18,7 @@ use kvm_ioctls::{Cap, IoEventAddress, Kvm, NoDatamatch, VmFd};
 use vm_memory::{Address, GuestMemory, GuestMemoryMmap, GuestMemoryRegion};
 use vmm_sys_util::eventfd::EventFd;
 
+pub use self::irq::IrqPin;
 use crate::boot::layout;
 use crate::memory::{NewMemory, Shown};
 
@@ -49,7 +51,6 @@ pub fn refused(what: &'static str) -> impl FnOnce(kvm_ioctls::Error) -> KvmError
 const NEEDED: &[(Cap, &str)] = &[
     (Cap::Irqchip, "KVM_CAP_IRQCHIP"),
     (Cap::Ioeventfd, "KVM_CAP_IOEVENTFD"),
-    (Cap::Irqfd, "KVM_CAP_IRQFD"),
     (Cap::UserMemory, "KVM_CAP_USER_MEMORY"),
     (Cap::ReadonlyMem, "KVM_CAP_READONLY_MEM"),
     (Cap::ImmediateExit, "KVM_CAP_IMMEDIATE_EXIT"),
@@ -144,14 +145,6 @@ impl Vm {
             .map_err(refused("guest memory (KVM_SET_USER_MEMORY_REGION)"))
     }
 
-    /// Lets `irq` raise IOAPIC pin `pin`.
-    ///
-    /// # Errors
-    /// When KVM refuses.
-    pub fn connect_irq(&self, irq: &EventFd, pin: u32) -> Result<(), KvmError> {
-        self.fd.register_irqfd(irq, pin).map_err(refused("an interrupt (KVM_IRQFD)"))
-    }
-
     /// Lets a 32-bit write of `value` to guest address `address` signal `kick`.
     ///
     /// # Errors
@@ -160,14 +153,6 @@ impl Vm {
         self.fd
             .register_ioevent(kick, &IoEventAddress::Mmio(address), value)
             .map_err(refused("a queue notification (KVM_IOEVENTFD)"))
-    }
-
-    /// Takes back [`Vm::connect_irq`].
-    ///
-    /// # Errors
-    /// When KVM refuses.
-    pub fn disconnect_irq(&self, irq: &EventFd, pin: u32) -> Result<(), KvmError> {
-        self.fd.unregister_irqfd(irq, pin).map_err(refused("to end an interrupt (KVM_IRQFD)"))
     }
 
     /// Takes back [`Vm::connect_kick`].

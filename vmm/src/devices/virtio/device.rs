@@ -9,7 +9,7 @@ use crate::event_loop::Handler;
 use crate::memory::GrowingRam;
 
 /// How a device tells the guest that something happened. A device never calls
-/// KVM; behind this stands an irqfd.
+/// KVM: the transport does.
 pub trait Interrupt: Send + Sync {
     /// The device put buffers into a used ring (sets bit 0 of InterruptStatus
     /// and raises the line).

@@ -5,7 +5,7 @@
 
 use std::sync::{Arc, RwLock};
 
-use super::transport::{MmioTransport, Window};
+use super::transport::{MmioTransport, Wiring};
 use crate::devices::bus::BusDevice;
 
 /// See the module.
@@ -13,14 +13,14 @@ pub struct Slot {
     /// Read for the duration of each write of a guest's, so that whoever takes the device away
     /// waits for vCPUs that are with it. No thread of a device ever takes it.
     device: RwLock<Option<Arc<MmioTransport>>>,
-    window: Window,
+    wiring: Wiring,
 }
 
 impl Slot {
-    /// Behind `window`, and empty.
-    pub fn new(window: Window) -> Slot {
-        window.clear();
-        Slot { device: RwLock::default(), window }
+    /// At `wiring`, and empty.
+    pub fn new(wiring: Wiring) -> Slot {
+        wiring.window.clear();
+        Slot { device: RwLock::default(), wiring }
     }
 
     /// What is in it.
@@ -29,11 +29,11 @@ impl Slot {
     }
 
     /// For the device that comes next.
-    pub fn window(&self) -> &Window {
-        &self.window
+    pub fn wiring(&self) -> &Wiring {
+        &self.wiring
     }
 
-    /// Fills it with a device that was made for its window, which appears there.
+    /// Fills it with a device that was made for its wiring, and which appears there.
     pub fn fill(&self, device: Arc<MmioTransport>) {
         *self.device.write().expect("no panic while locked") = Some(device.clone());
         device.appear();
@@ -46,7 +46,7 @@ impl Slot {
         if let Some(device) = &gone {
             // Its threads must not write to the window after this.
             device.retire();
-            self.window.clear();
+            self.wiring.window.clear();
         }
         gone
     }
@@ -54,7 +54,7 @@ impl Slot {
 
 impl BusDevice for Slot {
     fn read(&self, offset: u64, data: &mut [u8]) {
-        self.window.read(offset, data);
+        self.wiring.window.read(offset, data);
     }
 
     fn write(&self, offset: u64, data: &[u8]) {
@@ -68,8 +68,7 @@ impl BusDevice for Slot {
 mod tests {
     use super::*;
     use crate::devices::virtio::rng::Rng;
-    use crate::devices::virtio::testing::{BUFFERS, Driver, WRITE, behind, memory};
-    use crate::devices::virtio::transport::Windows;
+    use crate::devices::virtio::testing::{BUFFERS, Driver, WRITE, memory, transport_at, wiring};
 
     fn read(slot: &Slot, register: u64) -> u32 {
         let mut word = [0xff; 4];
@@ -79,8 +78,7 @@ mod tests {
 
     #[test]
     fn a_device_comes_and_goes_and_comes_again() {
-        let windows = Windows::new(1).unwrap();
-        let (slot, memory) = (Slot::new(windows.each().next().unwrap()), memory());
+        let (slot, memory) = (Slot::new(wiring().0), memory());
         let empty = |slot: &Slot| {
             slot.write(0x70, &1u32.to_le_bytes());
             let words = [0, 4, 8, 0x10, 0x34, 0x44, 0x70, 0x100, 0xffc];
@@ -88,7 +86,7 @@ mod tests {
         };
         assert!(empty(&slot) && slot.device().is_none());
         for _ in 0..2 {
-            let device = Arc::new(behind(slot.window(), Rng, &memory));
+            let device = Arc::new(transport_at(slot.wiring(), Rng, &memory));
             slot.fill(device.clone());
             assert_eq!((read(&slot, 8), read(&slot, 0x34)), (4, 64));
             let mut rings = Driver(&device).start(&memory, &[0]);

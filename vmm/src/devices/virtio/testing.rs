@@ -10,7 +10,7 @@ use vm_memory::{Bytes, GuestAddress, GuestMemory, GuestMemoryMmap};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::device::{Activation, ActiveQueue, Interrupt, VirtioDevice};
-use super::transport::{MmioTransport, TRANSPORT_FEATURES, Window, Windows};
+use super::transport::{Irq, MmioTransport, TRANSPORT_FEATURES, Windows, Wiring};
 use crate::devices::bus::BusDevice;
 use crate::event_loop::{EventLoop, Handler, HandlerError, Registration};
 use crate::memory::GuestRam;
@@ -44,6 +44,16 @@ pub struct Recorder {
 impl Interrupt for Recorder {
     fn queue(&self) {
         self.queue.fetch_add(1, Ordering::SeqCst);
+    }
+}
+
+/// Counts edges.
+#[derive(Default)]
+pub struct Edges(pub AtomicU32);
+
+impl Irq for Edges {
+    fn raise(&self) {
+        self.0.fetch_add(1, Ordering::SeqCst);
     }
 }
 
@@ -347,20 +357,27 @@ impl Driver<'_> {
 static LOOP: LazyLock<Arc<EventLoop>> =
     LazyLock::new(|| Arc::new(EventLoop::spawn("test-devices", || ()).expect("a thread")));
 
-/// A transport on a loop that all tests share, behind a window of its own.
-pub fn transport(device: impl VirtioDevice + 'static, memory: &GuestRam) -> MmioTransport {
+/// A place for a device, and the edges of its interrupt.
+pub fn wiring() -> (Wiring, Arc<Edges>) {
     let windows = Windows::new(1).expect("a page");
-    behind(&windows.each().next().expect("one"), device, memory)
+    let edges = Arc::<Edges>::default();
+    let window = windows.each().next().expect("there is one");
+    (Wiring { window, irq: edges.clone() }, edges)
 }
 
-/// As [`transport`], behind this window.
-pub fn behind(
-    window: &Window,
+/// A transport on a loop that all tests share, in a place of its own.
+pub fn transport(device: impl VirtioDevice + 'static, memory: &GuestRam) -> MmioTransport {
+    transport_at(&wiring().0, device, memory)
+}
+
+/// As [`transport`], there.
+pub fn transport_at(
+    wiring: &Wiring,
     device: impl VirtioDevice + 'static,
     memory: &GuestRam,
 ) -> MmioTransport {
     let memory = memory.clone().into();
-    let transport = MmioTransport::new(Box::new(device), memory, LOOP.clone(), window.clone())
+    let transport = MmioTransport::new(Box::new(device), memory, LOOP.clone(), wiring.clone())
         .expect("descriptors");
     transport.appear();
     transport

@@ -1,7 +1,7 @@
 //! The host's side of the balloon.
 
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use super::state::BalloonState;
 

@@ -1,12 +1,10 @@
-//! What the handler's thread and the vCPU threads share: a few atomics and the
-//! descriptor behind which stands KVM's irqfd.
+//! What the handler's thread and the vCPU threads share: a few atomics, the window and the
+//! interrupt.
 
-use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 
 use virtio_bindings::bindings::virtio_mmio::{VIRTIO_MMIO_INT_CONFIG, VIRTIO_MMIO_INT_VRING};
-use vmm_sys_util::eventfd::EventFd;
 
 use super::window::Window;
 use crate::devices::virtio::device::Interrupt;
@@ -14,10 +12,24 @@ use crate::devices::virtio::device::Interrupt;
 /// Told why a device stopped.
 pub(super) type Watcher = Box<dyn Fn(&str) + Send + Sync>;
 
+/// An interrupt of the machine, edge-triggered. Called by every thread that serves a device.
+pub trait Irq: Send + Sync {
+    /// An edge. None is lost: the guest looks after the last one.
+    fn raise(&self);
+}
+
+/// Where a device is in the machine.
+#[derive(Clone)]
+pub struct Wiring {
+    /// What the driver reads.
+    pub window: Window,
+    /// How it is told to look.
+    pub irq: Arc<dyn Irq>,
+}
+
 /// State of the device's half of the register file.
 pub(super) struct Shared {
-    /// Signalled for every interrupt; edge-triggered.
-    pub(super) irq: EventFd,
+    irq: Arc<dyn Irq>,
     /// The registers as the driver reads them: InterruptStatus and ConfigGeneration are kept
     /// nowhere else.
     pub(super) window: Window,
@@ -32,15 +44,15 @@ pub(super) struct Shared {
 }
 
 impl Shared {
-    pub(super) fn new(window: Window) -> io::Result<Shared> {
-        Ok(Shared {
-            irq: EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?,
+    pub(super) fn new(Wiring { irq, window }: Wiring) -> Shared {
+        Shared {
+            irq,
             window,
             failed: AtomicBool::new(false),
             epoch: AtomicU32::new(0),
             failure: Mutex::new(None),
             watcher: OnceLock::new(),
-        })
+        }
     }
 
     /// Begins an activation: the way back to the guest for as long as it lasts.
@@ -80,14 +92,13 @@ impl Shared {
     /// Signals the driver again: an edge may have been lost.
     pub(super) fn raise_again(&self) {
         if self.window.interrupt_status().load(Ordering::SeqCst) != 0 {
-            let _ = self.irq.write(1);
+            self.irq.raise();
         }
     }
 
     fn raise(&self, bit: u32) {
         self.window.interrupt_status().fetch_or(bit, Ordering::SeqCst);
-        // Fails only when the counter is full, and then the line is up already.
-        let _ = self.irq.write(1);
+        self.irq.raise();
     }
 }
 
@@ -136,13 +147,12 @@ impl Interrupt for Line {
 
 #[cfg(test)]
 mod tests {
-    use super::super::window::Windows;
     use super::*;
+    use crate::devices::virtio::testing::wiring;
 
     #[test]
     fn a_line_dies_with_its_activation() {
-        let window = Windows::new(1).unwrap().each().next().unwrap();
-        let shared = Arc::new(Shared::new(window).unwrap());
+        let shared = Arc::new(Shared::new(wiring().0));
         let old = shared.begin();
         old.queue();
         assert_eq!(shared.window.interrupt_status().load(Ordering::SeqCst), 1);

@@ -3,7 +3,7 @@
 //! ```text
 //! vCPU threads --writes--> MmioTransport --add/take--> EventLoop: Handler
 //!    |     ^               | Mutex: registers, device       |
-//!    |     +--- irqfd <----+------------ Line <-------------+
+//!    |     +---- Irq <----+------------ Line <-------------+
 //!    +- reads -> Window <--+--------------+
 //!
 //! Running:  No -- DRIVER_OK --> On(loop) <-- resume/pause --> Paused(handler)
@@ -28,6 +28,7 @@ use virtio_bindings::bindings::virtio_mmio::VIRTIO_MMIO_INT_VRING;
 use virtio_queue::{Queue, QueueState, QueueT};
 use vmm_sys_util::eventfd::EventFd;
 
+pub use self::line::{Irq, Wiring};
 use self::line::{Line, Shared};
 use self::registers::{EVENT_IDX, Effect};
 pub use self::registers::{QueueRegisters, Registers, TRANSPORT_FEATURES};
@@ -75,8 +76,8 @@ pub struct MmioTransport {
 }
 
 impl MmioTransport {
-    /// Puts `device`, whose handlers will live on `event_loop`, behind `window`, which shows no
-    /// device until it [appears](Self::appear).
+    /// Puts `device`, whose handlers will live on `event_loop`, at `wiring`, whose window shows
+    /// no device until it [appears](Self::appear).
     ///
     /// # Errors
     /// When a descriptor cannot be made, or a queue size of the device is not a
@@ -85,7 +86,7 @@ impl MmioTransport {
         device: Box<dyn VirtioDevice>,
         memory: GrowingRam,
         event_loop: Arc<EventLoop>,
-        window: Window,
+        wiring: Wiring,
     ) -> io::Result<MmioTransport> {
         let sizes = device.queue_sizes();
         if let Some(size) = sizes.iter().find(|&&size| Queue::new(size).is_err()) {
@@ -97,8 +98,8 @@ impl MmioTransport {
         let registers = Registers::new(device.features() | TRANSPORT_FEATURES, sizes);
         let device_id = device.id();
         let inner = Inner { device, registers, running: Running::No, line: None };
-        window.clear();
-        let shared = Arc::new(Shared::new(window)?);
+        wiring.window.clear();
+        let shared = Arc::new(Shared::new(wiring));
         let acknowledged = kick(&0)?;
         let inner = inner.into();
         let transport =
@@ -117,11 +118,6 @@ impl MmioTransport {
     /// [`QUEUE_NOTIFY`].
     pub fn kicks(&self) -> &[EventFd] {
         &self.kicks
-    }
-
-    /// KVM raises the device's interrupt, an edge, when this is signalled.
-    pub fn irq(&self) -> &EventFd {
-        &self.shared.irq
     }
 
     /// Takes acknowledgements of used buffers alone: 4 bytes of this value at

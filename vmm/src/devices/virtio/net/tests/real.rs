@@ -11,7 +11,8 @@ use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::{ForkResult, fork};
 
 use super::*;
-use crate::devices::virtio::transport::{MmioTransport, Windows};
+use crate::devices::virtio::testing::wiring;
+use crate::devices::virtio::transport::MmioTransport;
 use crate::event_loop::EventLoop;
 use crate::jail::{Filters, ThreadKind};
 
@@ -116,8 +117,7 @@ fn confined(device: Net, memory: &crate::memory::GuestRam) -> MmioTransport {
         Filters::compile().unwrap().apply(ThreadKind::Net).unwrap();
     };
     let thread = Arc::new(EventLoop::spawn("net", prepare).unwrap());
-    let window = Windows::new(1).unwrap().each().next().unwrap();
-    MmioTransport::new(Box::new(device), memory.clone().into(), thread, window).unwrap()
+    MmioTransport::new(Box::new(device), memory.clone().into(), thread, wiring().0).unwrap()
 }
 
 fn description() -> machine::Net {
