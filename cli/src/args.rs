@@ -3,8 +3,8 @@
 use clap::{Parser, Subcommand};
 
 use crate::commands::{
-    doctor, exec, images, import, inspect, kill, load, logs, monitor, network, ps, pull, rm, rmi,
-    run, start, stop,
+    doctor, exec, images, import, inspect, kill, load, logs, metrics, monitor, network, ps, pull,
+    rm, rmi, run, start, stop,
 };
 
 /// Runs each container in a virtual machine of its own.
@@ -37,6 +37,8 @@ pub enum Command {
     Rm(rm::Arguments),
     /// Show everything about containers or images, as JSON
     Inspect(inspect::Arguments),
+    /// Print figures of all containers in Prometheus' text format
+    Metrics(metrics::Arguments),
     /// Make, remove and show networks
     #[command(subcommand)]
     Network(network::Command),

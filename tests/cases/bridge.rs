@@ -193,6 +193,32 @@ fn the_host_is_closed_and_egress_is_what_was_asked_for() {
     assert!(cannot(&some, "203.0.113.2:81"));
     assert!(refused(&some, "egress") > 0);
 
+    let [internet, _] = outside.on_the_internet();
+    let public = Background::idle(&on(made.0, &["--egress", "public", "--name", "e2e-public"]));
+    assert!(reaches(&public, internet));
+    for private in ["203.0.113.2", &own] {
+        let before = refused(&public, "egress");
+        assert!(cannot(&public, private), "{private} is not on the Internet");
+        assert!(refused(&public, "egress") > before, "{private}");
+    }
+    // What inspect tells, for programs.
+    let told = |what: &str, more: &str| {
+        let metrics = bulkhead(&["metrics"]).ok();
+        let start = format!("bulkhead_{what}{{id=\"{}\",name=\"e2e-public\"{more}}} ", public.id);
+        let mut found = metrics.lines().filter_map(|line| line.strip_prefix(&start));
+        found.next().map(|value| value.parse::<u64>().expect("a number"))
+    };
+    let reason = ",reason=\"egress\"";
+    assert_eq!(told("network_refused_frames_total", reason), Some(refused(&public, "egress")));
+    let both = [",direction=\"sent\"", ",direction=\"received\""];
+    assert!(both.iter().all(|way| told("network_bytes_total", way) > Some(300)));
+    assert_eq!(told("container_running", ""), Some(1));
+    bulkhead(&["stop", "-t", "0", &public.id]).ok();
+    assert_eq!(told("container_running", ""), Some(0));
+    assert_eq!(told("network_refused_frames_total", reason), Some(refused(&public, "egress")));
+    assert_eq!(told("network_bytes_total", both[0]), None);
+    drop(public);
+
     // Where no bridge is, the host's end is where the host is.
     let list = Listed::new();
     let direct = Background::idle(&on(list.name(), &["--egress", "203.0.113.2:80,10.99.0.0/16"]));

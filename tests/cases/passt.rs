@@ -123,12 +123,11 @@ fn behind_passt_egress_and_the_host_are_as_was_asked_for() {
     drop(some);
 
     // IPv6 is there where the host has a way out by it.
+    let internet = outside.on_the_internet();
     script(
-        "set -e; ip addr add 2001:db8:99::1/64 dev out0 nodad
-         ip -6 route add default via 2001:db8:99::2; ip route add default via 203.0.113.2",
+        "set -e; ip -6 route add default via 2001:db8:99::2; ip route add default via 203.0.113.2",
     )
     .ok();
-    outside.run("ip addr add 2001:db8:99::2/64 dev out1 nodad").ok();
     let options = ["--allow-host", "--add-host", "host:host-gateway"];
     let open = Background::idle(&[&PASST[..], &options].concat());
     reaches(&open, "2001:db8:99::2", 80);
@@ -137,6 +136,17 @@ fn behind_passt_egress_and_the_host_are_as_was_asked_for() {
     assert!(open.exec("cat /etc/hosts").ok().contains("203.0.113.1\thost"));
     // Not even then what the host serves itself alone.
     cannot(&open, "10.86.0.1", 18081);
+    drop(open);
+
+    let public = Background::idle(&[&PASST[..], &["--egress", "public"]].concat());
+    for host in internet {
+        reaches(&public, host, 80);
+    }
+    for host in ["203.0.113.2", "2001:db8:99::2"] {
+        let before = refused(&public, "egress");
+        cannot(&public, host, 80);
+        assert!(refused(&public, "egress") > before, "{host} is not on the Internet");
+    }
 }
 
 /// Processes of passt, and what there is of interfaces, namespaces and listening sockets, each by

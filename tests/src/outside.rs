@@ -47,6 +47,22 @@ impl Outside {
         outside
     }
 
+    /// Gives it addresses of the Internet, which no packet of this host's reaches otherwise.
+    #[track_caller]
+    pub fn on_the_internet(&self) -> [&'static str; 2] {
+        let [four, six] = ["1.1.1.1", "2606:4700:4700::1111"];
+        script(&format!(
+            "set -e; in='nsenter -t {} -n'
+             $in ip addr add {four}/32 dev out1; $in ip addr add {six}/128 dev out1 nodad
+             ip addr add 2001:db8:99::1/64 dev out0 nodad
+             $in ip addr add 2001:db8:99::2/64 dev out1 nodad
+             ip route add {four} via 203.0.113.2; ip route add {six} via 2001:db8:99::2",
+            self.0.id()
+        ))
+        .ok();
+        [four, six]
+    }
+
     /// A command there.
     #[track_caller]
     pub fn run(&self, command: &str) -> Finished {

@@ -8,6 +8,7 @@ pub mod inspect;
 pub mod kill;
 pub mod load;
 pub mod logs;
+pub mod metrics;
 pub mod monitor;
 pub mod network;
 pub mod ps;
@@ -39,6 +40,7 @@ pub fn dispatch(arguments: Arguments) -> anyhow::Result<u8> {
         Command::Kill(arguments) => kill::run(&arguments),
         Command::Rm(arguments) => rm::run(&arguments),
         Command::Inspect(arguments) => inspect::run(&arguments),
+        Command::Metrics(arguments) => metrics::run(&arguments),
         Command::Network(command) => network::run(&command),
         Command::Pull(arguments) => pull::run(&arguments),
         Command::Images(arguments) => images::run(&arguments),

@@ -351,7 +351,7 @@ impl Running<'_> {
         outcome.cut = streams.finish(OUTPUT_GRACE).await;
         drop((terminal, signals, telling));
         let counted = match &network {
-            Some(network) => Some(Counts::of(sandbox.vmm().requests(), network).now().await),
+            Some(network) => Some(Counts::of(sandbox.vmm().requests(), network).refused().await),
             None => None,
         };
         sandbox.shutdown(POWER_OFF).await;

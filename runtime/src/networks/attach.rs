@@ -16,7 +16,7 @@ use super::options::{Networking, Protocol, Published};
 use super::passt::{self, Passt};
 use super::record::{self, Record};
 use super::rules::{self, Guest, Policy, Refused};
-use super::{Known, NetworkError, Networks, counts, hosts, link};
+use super::{Known, NetworkError, Networks, Traffic, counts, hosts, link};
 use crate::cni::{Client, CniResult, NetworkList, PluginPath};
 use crate::dirs::Dirs;
 use crate::files::write_json;
@@ -344,7 +344,7 @@ pub(super) fn check_ports(dirs: &Dirs, ports: &[Published]) -> Result<(), Networ
 pub fn refused(dirs: &Dirs, id: &str) -> Result<Refused, NetworkError> {
     let lib = dirs.container_lib(id);
     let boot = record::this_boot()?;
-    let by_supervisor = counts::ask(&dirs.sandbox(id));
+    let by_supervisor = counts::ask(&dirs.sandbox(id)).map(|told| told.refused);
     if record::read(&lib)?.is_some_and(|record| record.rules && record.is_of(&boot)) {
         return Ok(rules::refused(id, MAX_ENDS).and(by_supervisor.unwrap_or_default()));
     }
@@ -352,6 +352,11 @@ pub fn refused(dirs: &Dirs, id: &str) -> Result<Refused, NetworkError> {
         Some(refused) => Ok(refused),
         None => Ok(crate::files::read_json(&lib.join(REFUSED))?.unwrap_or_default()),
     }
+}
+
+/// What passed to and from a container; nothing, when it does not run or has no network.
+pub fn traffic(dirs: &Dirs, id: &str) -> Option<Traffic> {
+    counts::ask(&dirs.sandbox(id))?.traffic
 }
 
 #[cfg(test)]

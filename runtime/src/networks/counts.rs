@@ -1,6 +1,6 @@
-//! What the VMM, or who stands before passt, has refused of a guest's frames. Only the
-//! supervisor can ask them; who else
-//! wants to know connects to a socket of the supervisor's, and reads until its end.
+//! What the VMM, or who stands before passt, has refused of a guest's frames, and what passed.
+//! Only the supervisor can ask them; who else wants to know connects to a socket of the
+//! supervisor's, and reads until its end.
 
 use std::io::Read;
 use std::os::unix::net::UnixStream;
@@ -8,7 +8,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use protocol::machine::{Reply, Request};
+use protocol::machine::{QueueCounters, Reply, Request};
+use serde::{Deserialize, Serialize};
 use tokio::io::AsyncWriteExt;
 use tokio::net::UnixListener;
 use tokio::task::JoinHandle;
@@ -27,6 +28,45 @@ fn socket(sandbox: &Path) -> PathBuf {
     sandbox.join("counts.sock")
 }
 
+/// Frames of one direction that passed.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Flow {
+    /// How many.
+    pub frames: u64,
+    /// Their bytes.
+    pub bytes: u64,
+}
+
+impl Flow {
+    fn of(queues: impl Iterator<Item = QueueCounters>) -> Flow {
+        queues.fold(Flow::default(), |sum, queue| Flow {
+            frames: sum.frames + queue.packets,
+            bytes: sum.bytes + queue.bytes,
+        })
+    }
+}
+
+/// What passed since the machine's start.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Traffic {
+    /// By the container.
+    pub received: Flow,
+    /// By the container.
+    pub sent: Flow,
+}
+
+/// What the supervisor tells.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub(super) struct Told {
+    #[serde(flatten)]
+    pub(super) refused: Refused,
+    /// Nothing, where the VMM does not answer.
+    pub(super) traffic: Option<Traffic>,
+}
+
 /// Who can be asked.
 #[derive(Debug, Clone)]
 pub struct Counts {
@@ -41,22 +81,31 @@ impl Counts {
     }
 
     /// What they have refused so far. Of a VMM that does not answer nothing is known.
-    pub async fn now(&self) -> Refused {
-        let before_passt = self.passt.as_ref().map(|counters| counters.now());
-        self.by_vmm().await.and(before_passt.unwrap_or_default())
+    pub async fn refused(&self) -> Refused {
+        self.now().await.refused
     }
 
-    async fn by_vmm(&self) -> Refused {
+    async fn now(&self) -> Told {
+        let before_passt = self.passt.as_ref().map(|counters| counters.now());
+        let Told { refused, traffic } = self.by_vmm().await;
+        Told { refused: refused.and(before_passt.unwrap_or_default()), traffic }
+    }
+
+    async fn by_vmm(&self) -> Told {
         let asked = self.vmm.request(Request::NetCounters, Vec::new());
         let Ok(Ok(Reply::NetCounters(all))) = tokio::time::timeout(LIMIT, asked).await else {
-            return Refused::default();
+            return Told::default();
         };
-        let sent = || all.iter().flat_map(|net| &net.pairs).map(|pair| pair.from_guest);
-        Refused {
+        let pairs = || all.iter().flat_map(|net| &net.pairs);
+        let sent = || pairs().map(|pair| pair.from_guest);
+        let received = pairs().map(|pair| pair.to_guest);
+        let traffic = Traffic { received: Flow::of(received), sent: Flow::of(sent()) };
+        let refused = Refused {
             guard: Some(sent().map(|queue| queue.guard).sum()),
             malformed: Some(sent().map(|queue| queue.malformed).sum()),
             ..Refused::default()
-        }
+        };
+        Told { refused, traffic: Some(traffic) }
     }
 
     /// Tells whoever connects to a socket in the sandbox's directory, until it is dropped.
@@ -88,7 +137,7 @@ impl Drop for Telling {
 }
 
 /// What the supervisor of a sandbox says, if there is one.
-pub(super) fn ask(sandbox: &Path) -> Option<Refused> {
+pub(super) fn ask(sandbox: &Path) -> Option<Told> {
     let stream = UnixStream::connect(socket(sandbox)).ok()?;
     stream.set_read_timeout(Some(2 * LIMIT)).ok()?;
     let mut answer = Vec::new();
@@ -117,7 +166,13 @@ mod tests {
         };
         assert_eq!(answer(b"no JSON"), None);
         assert_eq!(answer(b""), None);
+        // Of a supervisor that tells less, and of one that tells more.
         let known = answer(br#"{"guard":7,"malformed":null,"host":1}"#).unwrap();
-        assert_eq!((known.guard, known.malformed, known.host), (Some(7), None, 1));
+        let refused = &known.refused;
+        assert_eq!((refused.guard, refused.malformed, refused.host), (Some(7), None, 1));
+        assert_eq!(known.traffic, None);
+        let known = answer(br#"{"traffic":{"sent":{"bytes":5}},"later":1}"#).unwrap();
+        assert_eq!(known.traffic.unwrap().sent, Flow { frames: 0, bytes: 5 });
+        assert_eq!(known.refused, Refused::default());
     }
 }

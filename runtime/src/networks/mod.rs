@@ -29,8 +29,8 @@ mod standing;
 
 use std::path::PathBuf;
 
-pub use attach::{Attached, Joining, attach, detach, refused};
-pub use counts::{Counts, Telling};
+pub use attach::{Attached, Joining, attach, detach, refused, traffic};
+pub use counts::{Counts, Flow, Telling, Traffic};
 pub use definition::{Created, DEFAULT, Known, Networks, missing};
 pub use files::{Paths, paths};
 pub use record::{Record, read as record, remove_all_else};
