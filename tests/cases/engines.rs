@@ -40,21 +40,29 @@ pub struct Podman {
     runtime: String,
     /// Words that precede each command line, where there is a systemd.
     before: Option<Vec<String>>,
+    /// Who makes its networks.
+    networks: &'static str,
 }
 
 impl Podman {
     /// One that makes cgroups itself.
     pub fn new() -> Podman {
-        Podman::with(None)
+        Podman::with(None, "cni")
+    }
+
+    /// As [`Podman::new`], with netavark's networks instead of CNI's.
+    pub fn with_netavark() -> Podman {
+        Podman::with(None, "netavark")
     }
 
     /// One that leaves cgroups to systemd; `before` precedes its command lines.
     pub fn beside(before: Vec<String>) -> Podman {
-        Podman::with(Some(before))
+        Podman::with(Some(before), "cni")
     }
 
-    fn with(before: Option<Vec<String>>) -> Podman {
-        let podman = Podman { place: place("/var/lib/containers"), runtime: runtime(), before };
+    fn with(before: Option<Vec<String>>, networks: &'static str) -> Podman {
+        let place = place("/var/lib/containers");
+        let podman = Podman { place, runtime: runtime(), before, networks };
         let tar = archive(podman.place.path());
         // The first one of a host makes the locks of all, and another one at once fails.
         static FIRST: std::sync::Mutex<()> = std::sync::Mutex::new(());
@@ -75,6 +83,7 @@ impl Podman {
             command.args(["--runtime", &self.runtime]).arg("--tmpdir").arg(at("tmp"));
             // Its `system reset` removes all networks that it knows, with their bridges.
             command.arg("--network-config-dir").arg(at("networks"));
+            command.args(["--network-backend", self.networks]);
         }
         command.args(words).env("TMPDIR", self.place.path());
         command

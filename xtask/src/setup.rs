@@ -25,7 +25,7 @@ struct Package(&'static str, &'static [Group], &'static str);
 use Group::{Build, Demo, Test};
 
 /// Everything that is installed, and nothing else.
-const PACKAGES: [Package; 42] = [
+const PACKAGES: [Package; 44] = [
     Package("gcc", &[Build], "compiles the guest kernel, links our binaries"),
     Package("make", &[Build], "builds the guest kernel"),
     Package("libc6-dev", &[Build], "static glibc for the agent"),
@@ -63,6 +63,8 @@ const PACKAGES: [Package; 42] = [
     Package("podman", &[Test], "an engine that runs our runtime"),
     Package("conmon", &[Test], "podman's own monitor"),
     Package("catatonit", &[Test], "first process of podman's pods"),
+    Package("netavark", &[Test], "podman's other way to make networks, and its later only one"),
+    Package("aardvark-dns", &[Test], "names in those networks"),
     Package("buildah", &[Test], "another"),
     Package("docker.io", &[Test], "another"),
     Package("containerd", &[Test], "another, and docker's"),

@@ -75,6 +75,29 @@ fn podman_networks() {
     is_gone(&namespace);
 }
 
+#[test]
+fn podman_networks_of_netavark_have_names() {
+    let _turn = shared();
+    let podman = Podman::with_netavark();
+    let create = ["network", "create", "--subnet", "10.73.1.0/24", "--opt", "mtu=1400", "names"];
+    podman.run(&create).ok();
+    let words = ["run", "-d", "--name", "server", "--network", "names", "--network-alias", "web"];
+    let more = ["-p", "127.0.0.1:8073:80", IMAGE, "sh", "-c"];
+    podman.run(&[&words[..], &more, &[&serve()]].concat()).ok();
+    assert_eq!(ask("127.0.0.1:8073"), "served\n");
+    let client = "cat /etc/resolv.conf; for name in server web 10.73.1.2; do
+        nc -w 9 $name 80; done; cat /sys/class/net/eth0/mtu";
+    let words = ["run", "--rm", "--network", "names", IMAGE, "sh", "-c", client];
+    let told = podman.run(&words).ok();
+    let end = "served\nserved\nserved\n1400";
+    assert!(told.contains("nameserver 10.73.1.1") && told.ends_with(end), "{told}");
+    let namespace = podman.run(&["inspect", "server", "--format", NAMESPACE]).ok();
+    is_taken_over(&namespace);
+    podman.run(&["rm", "-f", "-t", "0", "server"]).ok();
+    podman.run(&["network", "rm", "names"]).ok();
+    is_gone(&namespace);
+}
+
 /// docker's networks. Part of the one case of docker's: a daemon takes long to start there.
 pub(super) fn docker_networks(docker: &Docker) {
     let network = |name: &str, subnet: &str, mtu: u32| {
