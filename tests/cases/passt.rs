@@ -5,6 +5,7 @@ use std::net::UdpSocket;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+use bulkhead_tests::children::reap_ended;
 use bulkhead_tests::leaks::{none, pids};
 use bulkhead_tests::outside::{Outside, get};
 use bulkhead_tests::program::{Finished, compile, eventually, limit, run, script};
@@ -167,6 +168,8 @@ fn held() -> BTreeSet<String> {
 fn all_gone(before: &BTreeSet<String>) {
     let deadline = Instant::now() + limit();
     loop {
+        // passt, when its supervisor was killed.
+        reap_ended();
         let now = held();
         let more: Vec<_> = now.difference(before).collect();
         if more.is_empty() {
@@ -181,6 +184,7 @@ fn nothing_of_passt_is_left() {
     let _turn = alone();
     let run = [&PASST[..], &["-p", "18095:80"]].concat();
     guest(&[], "true").ok();
+    reap_ended();
     let before = held();
     none(|| {
         guest(&run, "ip addr show eth0 | grep -q 10.86.0.2 && exit 3").expect(3);
