@@ -87,7 +87,7 @@ fn of_container(container: &Container, state: &State) -> anyhow::Result<Value> {
             "Destination": volume.guest,
             "RW": !volume.read_only,
         })).collect::<Vec<_>>(),
-        "NetworkSettings": of_network(container)?,
+        "NetworkSettings": of_network(container, state)?,
         "LogPath": container.log_path(),
         "Layers": config.layers,
         "Machine": {
@@ -102,8 +102,8 @@ fn of_container(container: &Container, state: &State) -> anyhow::Result<Value> {
     }))
 }
 
-/// As docker's, with what was refused.
-fn of_network(container: &Container) -> anyhow::Result<Value> {
+/// As docker's, with what was refused; null, where nobody can tell at this moment.
+fn of_network(container: &Container, state: &State) -> anyhow::Result<Value> {
     let Some(options) = &container.config.network else {
         return Ok(json!({ "Networks": {}, "Ports": {} }));
     };
@@ -121,6 +121,8 @@ fn of_network(container: &Container) -> anyhow::Result<Value> {
             all.push(entry);
         }
     }
+    let ended = !state.needs_supervisor();
+    let counted = networks::counted(container.dirs(), &container.config.id, ended)?;
     Ok(json!({
         "Networks": { &options.network: {
             "IPAddress": address(true),
@@ -134,7 +136,7 @@ fn of_network(container: &Container) -> anyhow::Result<Value> {
         "Ports": ports,
         "Egress": options.egress,
         "AllowHost": options.allow_host,
-        "Refused": networks::refused(container.dirs(), &container.config.id)?,
+        "Refused": counted.refused,
     }))
 }
 

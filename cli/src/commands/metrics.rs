@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 use clap::Args;
 use runtime::container::{Container, State};
-use runtime::networks::{self, Refused, Traffic};
+use runtime::networks::{self, Counted, Flow, Refused};
 
 use crate::output::line;
 
@@ -16,14 +16,7 @@ pub struct Arguments {}
 pub fn run(_: &Arguments) -> anyhow::Result<u8> {
     let list = super::containers().list()?;
     super::warn_of(&list.damaged);
-    let mut found = Vec::new();
-    for (container, state) in &list.sound {
-        match Figures::of(container, state) {
-            Ok(figures) => found.push(figures),
-            // It may have gone meanwhile; the others are still there.
-            Err(error) => crate::errors::warn(&crate::errors::chain(&error)),
-        }
-    }
+    let found: Vec<_> = list.sound.iter().map(|(one, state)| Figures::of(one, state)).collect();
     line(text(&found).trim_end())?;
     Ok(0)
 }
@@ -34,23 +27,27 @@ struct Figures {
     name: String,
     image: String,
     running: bool,
-    /// Nothing, without a network.
-    refused: Option<Refused>,
-    traffic: Option<Traffic>,
+    counted: Counted,
 }
 
 impl Figures {
-    fn of(container: &Container, state: &State) -> anyhow::Result<Figures> {
+    /// What is not known is left out: a counter must not fall.
+    fn of(container: &Container, state: &State) -> Figures {
         let (dirs, config) = (container.dirs(), &container.config);
-        let networked = config.network.is_some();
-        Ok(Figures {
+        let mut counted = Counted::default();
+        if config.network.is_some() {
+            match networks::counted(dirs, &config.id, !state.needs_supervisor()) {
+                Ok(known) => counted = known,
+                Err(error) => crate::errors::warn(&runtime::container::chain(&error)),
+            }
+        }
+        Figures {
             id: config.id.clone(),
             name: config.name.clone(),
             image: config.image.clone(),
             running: matches!(state, State::Running { .. } | State::Paused { .. }),
-            refused: networked.then(|| networks::refused(dirs, &config.id)).transpose()?,
-            traffic: networks::traffic(dirs, &config.id).filter(|_| networked),
-        })
+            counted,
+        }
     }
 }
 
@@ -80,29 +77,22 @@ fn text(found: &[Figures]) -> String {
     family("container_info", "gauge", "A container and its image.", each(&info));
     let running = |one: &Figures| vec![(labels(one, &[]), u64::from(one.running))];
     family("container_running", "gauge", "Whether it runs, or is paused.", each(&running));
-    let flows = |one: &Figures| {
-        let flows = |traffic: &Traffic| [("received", traffic.received), ("sent", traffic.sent)];
-        one.traffic.as_ref().map(flows).into_iter().flatten().collect::<Vec<_>>()
+    let flows = |one: &Figures, of: fn(Flow) -> u64| {
+        let traffic = one.counted.traffic.into_iter();
+        let ways = traffic.flat_map(|it| [("received", it.received), ("sent", it.sent)]);
+        ways.map(|(way, flow)| (labels(one, &[("direction", way)]), of(flow))).collect()
     };
-    let frames = |one: &Figures| {
-        let sample =
-            |(way, flow): (&str, networks::Flow)| (labels(one, &[("direction", way)]), flow.frames);
-        flows(one).into_iter().map(sample).collect()
-    };
-    let help = "Frames of a running container that passed.";
+    let frames = |one: &Figures| flows(one, |flow| flow.frames);
+    let help = "Frames that reached a running container's machine or left it.";
     family("network_frames_total", "counter", help, each(&frames));
-    let bytes = |one: &Figures| {
-        let sample =
-            |(way, flow): (&str, networks::Flow)| (labels(one, &[("direction", way)]), flow.bytes);
-        flows(one).into_iter().map(sample).collect()
-    };
-    let help = "Bytes of a running container's frames that passed.";
+    let bytes = |one: &Figures| flows(one, |flow| flow.bytes);
+    let help = "Bytes of those frames.";
     family("network_bytes_total", "counter", help, each(&bytes));
     let refused = |one: &Figures| {
-        let known = one.refused.as_ref().map(reasons).into_iter().flatten();
+        let known = one.counted.refused.as_ref().map(reasons).into_iter().flatten();
         known.map(|(why, count)| (labels(one, &[("reason", why)]), count)).collect()
     };
-    let help = "Frames of a container that were refused, as inspect's Refused has them.";
+    let help = "Frames that a container's machine sent, or wanted to, and that went nowhere.";
     family("network_refused_frames_total", "counter", help, each(&refused));
     text
 }
@@ -142,18 +132,18 @@ mod tests {
 
     #[test]
     fn the_text_is_prometheus_own() {
-        let flow = networks::Flow { frames: 2, bytes: 99 };
+        let received = Flow { frames: 2, bytes: 99 };
+        let traffic = networks::Traffic { received, sent: Flow::default() };
+        let refused = Refused { egress: 3, guard: Some(4), ..Refused::default() };
         let one = Figures {
             id: "ab".into(),
             name: "a\"\\\n\u{7f}".into(),
             image: "small".into(),
             running: true,
-            refused: Some(Refused { egress: 3, guard: Some(4), ..Refused::default() }),
-            traffic: Some(Traffic { received: flow, sent: networks::Flow::default() }),
+            counted: Counted { refused: Some(refused), traffic: Some(traffic) },
         };
-        let (image, refused, traffic) = ("small".into(), None, None);
-        let other =
-            Figures { id: "cd".into(), name: "c".into(), image, running: false, refused, traffic };
+        let (image, counted) = ("small".into(), Counted::default());
+        let other = Figures { id: "cd".into(), name: "c".into(), image, running: false, counted };
         let all = text(&[one, other]);
         let name = r#"id="ab",name="a\"\\\n?""#;
         for line in [

@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::net::{IpAddr, TcpListener, UdpSocket};
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use nix::ifaddrs::getifaddrs;
 use nix::sched::{CloneFlags, setns, unshare};
@@ -19,7 +19,7 @@ use super::rules::{self, Guest, Policy, Refused};
 use super::{Known, NetworkError, Networks, Traffic, counts, hosts, link};
 use crate::cni::{Client, CniResult, NetworkList, PluginPath};
 use crate::dirs::Dirs;
-use crate::files::write_json;
+use crate::files::{FileError, write_json};
 
 /// What was refused to a container that has ended.
 pub(super) const REFUSED: &str = "refused.json";
@@ -101,16 +101,15 @@ fn enter(namespace: &OwnedFd) -> Result<(), NetworkError> {
 /// With the reason; nothing is left.
 pub fn attach(joining: &Joining) -> Result<Attached, NetworkError> {
     let Joining { dirs, id, options, .. } = *joining;
+    // What is left of an earlier life.
+    detach(dirs, id, None, None)?;
+    forget_counts(&dirs.container_lib(id))?;
     if options.network == passt::NAME {
-        // What is left of an earlier life.
-        detach(dirs, id, None, None)?;
         return passt::attach(joining);
     }
     let networks = Networks::new(dirs.clone());
     // Makes the default one.
     networks.find(&options.network)?;
-    // What is left of an earlier life.
-    detach(dirs, id, None, None)?;
     for (owner, _) in owners(dirs, &options.ports)? {
         (joining.reconcile)(dirs, &owner);
     }
@@ -125,6 +124,17 @@ pub fn attach(joining: &Joining) -> Result<Attached, NetworkError> {
         return Err(error);
     }
     Ok(attached)
+}
+
+/// Those of an earlier life are not this one's.
+fn forget_counts(lib: &Path) -> Result<(), NetworkError> {
+    let path = lib.join(REFUSED);
+    match std::fs::remove_file(&path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(FileError::access(path)(error).into())
+        }
+        _ => Ok(()),
+    }
 }
 
 fn join(
@@ -268,7 +278,8 @@ pub fn detach(
     if record.rules && record.is_of(&record::this_boot()?) {
         if record.keep_counts {
             let path = lib.join(REFUSED);
-            let refused = rules::refused(id, MAX_ENDS).and(counted.unwrap_or_default());
+            let refused = rules::refused(id, MAX_ENDS).unwrap_or_default();
+            let refused = refused.and(counted.unwrap_or_default());
             write_json(&path, &refused)?;
         }
         // Before its addresses are another's.
@@ -340,23 +351,37 @@ pub(super) fn check_ports(dirs: &Dirs, ports: &[Published]) -> Result<(), Networ
     Ok(())
 }
 
-/// What was refused to a container, now or until it ended.
-pub fn refused(dirs: &Dirs, id: &str) -> Result<Refused, NetworkError> {
-    let lib = dirs.container_lib(id);
-    let boot = record::this_boot()?;
-    let by_supervisor = counts::ask(&dirs.sandbox(id)).map(|told| told.refused);
-    if record::read(&lib)?.is_some_and(|record| record.rules && record.is_of(&boot)) {
-        return Ok(rules::refused(id, MAX_ENDS).and(by_supervisor.unwrap_or_default()));
-    }
-    match by_supervisor {
-        Some(refused) => Ok(refused),
-        None => Ok(crate::files::read_json(&lib.join(REFUSED))?.unwrap_or_default()),
-    }
+/// What is known of a container's frames.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Counted {
+    /// Since its start; of one that has ended, until its end.
+    pub refused: Option<Refused>,
+    /// Since its start; not known after its end.
+    pub traffic: Option<Traffic>,
 }
 
-/// What passed to and from a container; nothing, when it does not run or has no network.
-pub fn traffic(dirs: &Dirs, id: &str) -> Option<Traffic> {
-    counts::ask(&dirs.sandbox(id))?.traffic
+/// Looks what was refused to a container, and what passed. `ended`: it does not run.
+///
+/// # Errors
+/// When its files cannot be read. Who does not answer leaves gaps.
+pub fn counted(dirs: &Dirs, id: &str, ended: bool) -> Result<Counted, NetworkError> {
+    let lib = dirs.container_lib(id);
+    let boot = record::this_boot()?;
+    let told = counts::ask(&dirs.sandbox(id));
+    let traffic = told.as_ref().and_then(|told| told.traffic);
+    let has_rules = record::read(&lib)?.is_some_and(|record| record.rules && record.is_of(&boot));
+    let refused = match (has_rules, told.map(|told| told.refused)) {
+        (true, told) => {
+            rules::refused(id, MAX_ENDS).map(|refused| refused.and(told.unwrap_or_default()))
+        }
+        (false, Some(told)) => Some(told),
+        (false, None) if ended => {
+            Some(crate::files::read_json(&lib.join(REFUSED))?.unwrap_or_default())
+        }
+        // It begins or ends at this moment, or its supervisor does not answer.
+        (false, None) => None,
+    };
+    Ok(Counted { refused, traffic })
 }
 
 #[cfg(test)]
@@ -386,6 +411,9 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let dirs = Dirs { run: dir.path().join("run"), lib: dir.path().join("lib") };
         detach(&dirs, &"a".repeat(64), None, None).unwrap();
-        assert_eq!(refused(&dirs, &"a".repeat(64)).unwrap(), Refused::default());
+        let counted = |ended| counted(&dirs, &"a".repeat(64), ended).unwrap();
+        let none = Counted { refused: Some(Refused::default()), traffic: None };
+        assert_eq!(counted(true), none);
+        assert_eq!(counted(false), Counted::default(), "nobody tells");
     }
 }

@@ -3,11 +3,14 @@
 //! supervisor's, and reads until its end.
 
 use std::io::Read;
+use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use nix::errno::Errno;
+use nix::sys::socket::{self, AddressFamily, SockFlag, SockType, UnixAddr};
 use protocol::machine::{QueueCounters, Reply, Request};
 use serde::{Deserialize, Serialize};
 use tokio::io::AsyncWriteExt;
@@ -24,7 +27,7 @@ const LIMIT: Duration = Duration::from_secs(5);
 /// More than the answer ever is.
 const MAX_ANSWER: u64 = 4096;
 
-fn socket(sandbox: &Path) -> PathBuf {
+fn socket_path(sandbox: &Path) -> PathBuf {
     sandbox.join("counts.sock")
 }
 
@@ -113,7 +116,7 @@ impl Counts {
     /// # Errors
     /// When the socket cannot be made.
     pub fn tell(self, sandbox: &Path) -> Result<Telling, FileError> {
-        let path = socket(sandbox);
+        let path = socket_path(sandbox);
         let listener = UnixListener::bind(&path).map_err(FileError::access(path))?;
         Ok(Telling(tokio::spawn(async move {
             // One after the other: each has a bound.
@@ -136,9 +139,19 @@ impl Drop for Telling {
     }
 }
 
+/// Never waits: a supervisor that is stopped takes no questions.
+fn connect(path: &Path) -> nix::Result<UnixStream> {
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    let socket = socket::socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
+    socket::connect(socket.as_raw_fd(), &UnixAddr::new(path)?)?;
+    let stream = UnixStream::from(socket);
+    stream.set_nonblocking(false).map_err(|_| Errno::last())?;
+    Ok(stream)
+}
+
 /// What the supervisor of a sandbox says, if there is one.
 pub(super) fn ask(sandbox: &Path) -> Option<Told> {
-    let stream = UnixStream::connect(socket(sandbox)).ok()?;
+    let stream = connect(&socket_path(sandbox)).ok()?;
     stream.set_read_timeout(Some(2 * LIMIT)).ok()?;
     let mut answer = Vec::new();
     stream.take(MAX_ANSWER).read_to_end(&mut answer).ok()?;
@@ -153,7 +166,7 @@ mod tests {
     fn without_a_supervisor_nothing_is_known() {
         let dir = tempfile::tempdir().unwrap();
         assert_eq!(ask(dir.path()), None);
-        let listener = std::os::unix::net::UnixListener::bind(socket(dir.path())).unwrap();
+        let listener = std::os::unix::net::UnixListener::bind(socket_path(dir.path())).unwrap();
         let answer = |bytes: &'static [u8]| {
             let listener = listener.try_clone().unwrap();
             let serve = std::thread::spawn(move || {

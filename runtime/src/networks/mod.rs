@@ -29,7 +29,7 @@ mod standing;
 
 use std::path::PathBuf;
 
-pub use attach::{Attached, Joining, attach, detach, refused, traffic};
+pub use attach::{Attached, Counted, Joining, attach, counted, detach};
 pub use counts::{Counts, Flow, Telling, Traffic};
 pub use definition::{Created, DEFAULT, Known, Networks, missing};
 pub use files::{Paths, paths};

@@ -172,20 +172,25 @@ pub(super) fn forget_network(subnets: &[Cidr]) -> Result<(), NetworkError> {
 }
 
 /// What was refused to the container `id`, which has up to `ends` interfaces; nothing, if it
-/// has no rules.
-pub(super) fn refused(id: &str, ends: usize) -> Refused {
+/// has no rules, or they cannot be read.
+pub(super) fn refused(id: &str, ends: usize) -> Option<Refused> {
     let mut refused = Refused::default();
     let chain = chain(id);
-    let Ok(log) = anonymous_file() else { return refused };
+    let log = anonymous_file().ok()?;
     // Not whole tables, which grow with the number of containers.
     let mut look = |family, chain: &str| {
         let json = nft(&["-j", "list", "chain", family, "bulkhead", chain], "", &log);
         json.is_ok_and(|json| count(&json, &mut refused))
     };
-    look("inet", &chain);
-    // They are numbered without gaps.
-    let _ = (0..ends).all(|index| look("netdev", &format!("{chain}-{index}")));
-    refused
+    let mut any = look("inet", &chain);
+    for index in 0..ends {
+        // They are numbered without gaps.
+        if !look("netdev", &format!("{chain}-{index}")) {
+            break;
+        }
+        any = true;
+    }
+    any.then_some(refused)
 }
 
 /// Whether it is a list of rules.

@@ -125,6 +125,7 @@ impl Nets {
         if let Err(error) = connect(vm, &transport, place.index) {
             // Some of it may not have been connected.
             let _ = disconnect(vm, &transport, place.index);
+            place.slot.wiring().window.clear();
             return Err(format!("the interface cannot be connected: {error}"));
         }
         place.slot.fill(Arc::new(transport));

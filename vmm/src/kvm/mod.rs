@@ -196,3 +196,61 @@ fn adopt(kvm: OwnedFd) -> Kvm {
 pub fn open() -> std::io::Result<OwnedFd> {
     Ok(File::options().read(true).write(true).open("/dev/kvm")?.into())
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::Ordering;
+
+    use kvm_bindings::kvm_regs;
+    use kvm_ioctls::VcpuExit;
+    use vm_memory::{Bytes, GuestAddress};
+
+    use super::*;
+    use crate::vcpu::setup;
+
+    /// With rbx at a window: reads a word at 0x60 and writes 1, then 3, at 0x64; tells the
+    /// first byte of what it read.
+    const CODE: [u8; 21] = [
+        0x8b, 0x43, 0x60, // mov eax, [rbx + 0x60]
+        0xba, 1, 0, 0, 0, // mov edx, 1
+        0x89, 0x53, 0x64, // mov [rbx + 0x64], edx
+        0xba, 3, 0, 0, 0, // mov edx, 3
+        0x89, 0x53, 0x64, // mov [rbx + 0x64], edx
+        0xe6, 0x80, // out 0x80, al
+    ];
+
+    #[test]
+    fn what_is_shown_is_read_without_an_exit_and_written_with_one() {
+        if open().is_err() {
+            eprintln!("skipped: there is no /dev/kvm here");
+            return;
+        }
+        let memory = crate::memory::allocate(32).unwrap();
+        let vm = Vm::new(open().unwrap(), &memory).unwrap();
+        let pages = Shown::new(0x2000).unwrap();
+        pages.word(0x60).store(0x55, Ordering::SeqCst);
+        vm.show(&pages, layout::MMIO, 0x1000).unwrap();
+        let acknowledged = EventFd::new(libc::EFD_NONBLOCK).unwrap();
+        vm.connect_kick(&acknowledged, layout::MMIO + 0x64, 1).unwrap();
+
+        let mut vcpu = vm.fd.create_vcpu(0).unwrap();
+        crate::boot::paging::write(&memory).unwrap();
+        setup::configure(&vm, &vcpu, 0, 1).unwrap();
+        memory.write_slice(&CODE, GuestAddress(layout::PROBE)).unwrap();
+        setup::enter_at(&vcpu, layout::PROBE).unwrap();
+        let (rip, rbx) = (layout::PROBE, layout::MMIO);
+        vcpu.set_regs(&kvm_regs { rip, rbx, rflags: 2, ..Default::default() }).unwrap();
+        match vcpu.run().unwrap() {
+            VcpuExit::MmioWrite(address, data) => {
+                assert_eq!((address, data), (layout::MMIO + 0x64, &[3, 0, 0, 0][..]));
+            }
+            other => panic!("{other:?}"),
+        }
+        assert_eq!(acknowledged.read().unwrap(), 1);
+        match vcpu.run().unwrap() {
+            VcpuExit::IoOut(0x80, data) => assert_eq!(data, [0x55]),
+            other => panic!("{other:?}"),
+        }
+        assert_eq!(pages.word(0x64).load(Ordering::SeqCst), 0, "nothing was written there");
+    }
+}

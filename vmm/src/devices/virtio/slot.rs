@@ -68,7 +68,9 @@ impl BusDevice for Slot {
 mod tests {
     use super::*;
     use crate::devices::virtio::rng::Rng;
-    use crate::devices::virtio::testing::{BUFFERS, Driver, WRITE, memory, transport_at, wiring};
+    use crate::devices::virtio::testing::{
+        BUFFERS, Driver, WRITE, memory, settle, transport_at, wiring,
+    };
 
     fn read(slot: &Slot, register: u64) -> u32 {
         let mut word = [0xff; 4];
@@ -93,12 +95,15 @@ mod tests {
             rings[0].chain(&[(BUFFERS, 16, WRITE)]);
             slot.write(0x50, &0u32.to_le_bytes());
             rings[0].wait(1);
+            let kick = device.kicks()[0].try_clone().unwrap();
             drop(device);
             let gone = slot.empty().unwrap();
             assert_eq!(Arc::strong_count(&gone), 1, "nobody is with it");
             drop(gone);
             assert!(empty(&slot) && slot.empty().is_none());
             rings[0].chain(&[(BUFFERS, 16, WRITE)]);
+            kick.write(1).unwrap();
+            settle();
             assert_eq!(rings[0].used(0).len(), 1, "and nothing is left of it");
         }
     }

@@ -357,6 +357,13 @@ impl Driver<'_> {
 static LOOP: LazyLock<Arc<EventLoop>> =
     LazyLock::new(|| Arc::new(EventLoop::spawn("test-devices", || ()).expect("a thread")));
 
+/// Waits until the loop that all tests share has done what was asked of it before.
+pub fn settle() {
+    for _ in 0..2 {
+        LOOP.run(|| ()).expect("a thread");
+    }
+}
+
 /// A place for a device, and the edges of its interrupt.
 pub fn wiring() -> (Wiring, Arc<Edges>) {
     let windows = Windows::new(1).expect("a page");

@@ -130,10 +130,15 @@ impl MmioTransport {
     }
 
     /// The host changed what the device's configuration space says: shows it, and tells the
-    /// driver if there is one. Not for threads of a device.
+    /// driver if there is one. Not for threads of a device. What belongs together must be one
+    /// aligned word: a driver that reads two between the changes of the generation takes them
+    /// for one state.
     pub fn config_changed(&self) {
         let inner = self.lock();
+        let next = || self.shared.window.generation().fetch_add(1, Ordering::SeqCst);
+        next();
         self.show_config(&inner);
+        next();
         if let Some(line) = &inner.line {
             line.config();
         }

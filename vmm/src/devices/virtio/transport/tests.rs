@@ -42,7 +42,7 @@ fn a_device_runs_and_runs_again_after_a_reset() {
         entropy(&transport, &mut rings[0], 1);
         // The used ring comes before the interrupt.
         for _ in 0..5000 {
-            if driver.read(0x60) == 1 {
+            if edges.0.load(Ordering::SeqCst) > 0 {
                 break;
             }
             std::thread::sleep(std::time::Duration::from_millis(1));
@@ -84,11 +84,9 @@ fn a_bad_queue_needs_a_reset() {
         driver.write(0x44, 0);
         driver.write(register, value);
         driver.write(0x44, 1);
-        let generation = driver.read(0xfc);
         driver.write(STATUS, 15);
         assert_eq!(driver.read(STATUS), 15 | 64, "{register:#x} <- {value:#x}");
         assert_eq!(driver.read(0x60), 2, "config interrupt");
-        assert_ne!(driver.read(0xfc), generation);
         assert!(transport.failure().is_some());
         driver.write(STATUS, 0);
         assert_eq!(driver.read(STATUS), 0);
@@ -213,7 +211,7 @@ fn a_balloon_round_trips_while_it_runs() {
     let generation = Driver(&second).read(0xfc);
     handle.set_target_mib(0);
     second.config_changed();
-    assert_eq!(Driver(&second).read(0xfc), generation + 1);
+    assert_ne!(Driver(&second).read(0xfc), generation);
     assert_eq!(Driver(&second).read(0x100), 0);
 }
 

@@ -56,8 +56,9 @@ pub struct Window {
 impl Window {
     /// Shows that there is no device (section 4.2.3.1.1).
     pub fn clear(&self) {
-        (0..WINDOW as u32).step_by(4).for_each(|register| self.set(register, 0));
         self.identify(0);
+        let rest = offset::VIRTIO_MMIO_DEVICE_FEATURES..WINDOW as u32;
+        rest.step_by(4).for_each(|register| self.set(register, 0));
     }
 
     /// Shows which device there is, after all else: a driver may come now.
@@ -82,7 +83,10 @@ impl Window {
         let mut space = [0; CONFIG_BYTES];
         read(&mut space);
         for (register, bytes) in (CONFIG..).step_by(4).zip(space.as_chunks().0) {
-            self.set(register, u32::from_le_bytes(*bytes));
+            let value = u32::from_le_bytes(*bytes);
+            if self.word(register).load(Ordering::SeqCst) != value.to_le() {
+                self.set(register, value);
+            }
         }
     }
 
@@ -96,10 +100,11 @@ impl Window {
         self.word(offset::VIRTIO_MMIO_CONFIG_GENERATION)
     }
 
-    /// Status, while it may become [`NEEDS_RESET`] at any moment: what `needs_reset` tells is
-    /// asked after the rest was written, so that it is not lost.
-    pub(super) fn set_status(&self, status: u32, needs_reset: impl FnOnce() -> bool) {
-        self.set(offset::VIRTIO_MMIO_STATUS, status);
+    /// Status, while it may become [`NEEDS_RESET`] at any moment: `needs_reset` is asked once
+    /// more after it was written, so that it is not lost.
+    pub(super) fn set_status(&self, status: u32, needs_reset: impl Fn() -> bool) {
+        let known = if needs_reset() { NEEDS_RESET } else { 0 };
+        self.set(offset::VIRTIO_MMIO_STATUS, status | known);
         if needs_reset() {
             self.add_needs_reset();
         }
