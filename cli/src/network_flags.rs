@@ -7,11 +7,13 @@ use clap::Args;
 use runtime::networks::egress::Egress;
 use runtime::networks::options::{ExtraHost, Mode, Networking, Published};
 use runtime::networks::{self, passt};
+use runtime::rootless;
 
 /// Options for the network.
 #[derive(Debug, Args)]
 pub struct NetworkFlags {
-    /// none (loopback alone), bridge (the default), passt, or the name of a network
+    /// none (loopback alone), bridge (the default), passt (without root the default), or the
+    /// name of a network
     #[arg(long, visible_alias = "net", value_name = "NETWORK", env = "BULKHEAD_NETWORK")]
     network: Option<Mode>,
     /// Publish a port of the container on the host
@@ -66,9 +68,12 @@ impl NetworkFlags {
     }
 }
 
-/// The network of whoever names none: where there can be no bridge, passt makes one, and a
+/// The network of whoever names none: passt's without root; and where there can be no bridge, passt makes one, and a
 /// line tells so.
 fn default() -> Mode {
+    if rootless::is_rootless() {
+        return Mode::Named(passt::NAME.into());
+    }
     let missing = networks::missing();
     if missing.is_empty() || !passt::available() {
         return Mode::Named(networks::DEFAULT.into());

@@ -7,6 +7,8 @@ use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
+use crate::rootless;
+
 /// The two roots of bulkhead's state.
 ///
 /// ```text
@@ -37,10 +39,16 @@ impl Default for Dirs {
 }
 
 impl Dirs {
-    /// `BULKHEAD_RUN_DIR` and `BULKHEAD_LIB_DIR`, or the defaults.
+    /// `BULKHEAD_RUN_DIR` and `BULKHEAD_LIB_DIR`, or the defaults: the user's own without root.
     pub fn from_env() -> Dirs {
         let dir = |name, default| std::env::var_os(name).map_or(default, PathBuf::from);
-        let Dirs { run, lib } = Dirs::default();
+        let Dirs { run, lib } = match rootless::is_rootless() {
+            true => {
+                let (run, lib) = rootless::directories();
+                Dirs { run, lib }
+            }
+            false => Dirs::default(),
+        };
         Dirs { run: dir("BULKHEAD_RUN_DIR", run), lib: dir("BULKHEAD_LIB_DIR", lib) }
     }
 

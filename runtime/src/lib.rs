@@ -33,6 +33,7 @@ pub mod network;
 pub mod networks;
 pub mod oci;
 mod programs;
+pub mod rootless;
 pub mod sandbox;
 mod say;
 pub mod signals;

@@ -42,6 +42,12 @@ pub enum LimitError {
     /// Over [`MAX_VCPUS`] or under a hundredth.
     #[error("the number of CPUs must be between 0.01 and {MAX_VCPUS}")]
     CpuRange,
+    /// Without root.
+    #[error(
+        "without root there is no limit of processor time but the number of vCPUs: ask for whole \
+         CPUs (--cpus 1), or run it with sudo"
+    )]
+    CpuFraction,
 }
 
 /// A size in bytes, from docker's syntax: a number, maybe with a fraction, and
@@ -98,6 +104,11 @@ impl Cpus {
     /// vCPUs that can use up this share.
     pub fn vcpus(self) -> u8 {
         self.0.div_ceil(1_000_000).clamp(1, u64::from(MAX_VCPUS)) as u8
+    }
+
+    /// Whether that many vCPUs are no more than it.
+    pub fn is_whole(self) -> bool {
+        self.0 % 1_000_000 == 0
     }
 
     /// CFS quota in microseconds for a period of 100 ms.

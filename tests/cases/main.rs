@@ -18,6 +18,7 @@ mod network;
 mod oci;
 mod passt;
 mod registry;
+mod rootless;
 mod run;
 mod servers;
 mod stdio;

@@ -74,6 +74,9 @@ mkdir -p /lib/modules/$kernel
 $bb mount --bind "$modules_dir" /lib/modules/$kernel || fail "cannot see $modules_dir"
 modprobe -a kvm-amd tun veth bridge br_netfilter loop nf_tables || fail "cannot load the modules"
 [ -e /dev/net/tun ] || fail "no /dev/net/tun"
+# As udev has them (50-udev-default.rules), but that /dev/kvm stays in root's group.
+chmod 0666 /dev/net/tun
+chmod 0660 /dev/kvm
 
 # What `bulkhead doctor` recommends.
 echo advise >/sys/kernel/mm/transparent_hugepage/shmem_enabled

@@ -20,6 +20,7 @@ pub mod tarball;
 pub mod terminal;
 pub mod traffic;
 pub mod turn;
+pub mod user;
 pub mod wire;
 
 pub use background::Background;

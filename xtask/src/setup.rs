@@ -25,7 +25,7 @@ struct Package(&'static str, &'static [Group], &'static str);
 use Group::{Build, Demo, Test};
 
 /// Everything that is installed, and nothing else.
-const PACKAGES: [Package; 44] = [
+const PACKAGES: [Package; 45] = [
     Package("gcc", &[Build], "compiles the guest kernel, links our binaries"),
     Package("make", &[Build], "builds the guest kernel"),
     Package("libc6-dev", &[Build], "static glibc for the agent"),
@@ -58,6 +58,7 @@ const PACKAGES: [Package; 44] = [
     Package("nftables", &[Demo, Test], "what those networks let pass"),
     Package("iptables", &[Demo, Test], "published ports: CNI's portmap and firewall call it"),
     Package("passt", &[Test], "the network of bulkhead run without those plugins"),
+    Package("uidmap", &[Test], "maps a user's subordinate ids: bulkhead without root"),
     Package("runc", &[Test], "the runtime that we are compared with"),
     Package("crun", &[Test], "the other one"),
     Package("podman", &[Test], "an engine that runs our runtime"),

@@ -4,6 +4,7 @@ use clap::Args;
 use images::Image;
 use runtime::container::{Container, ContainerError, State};
 use runtime::networks;
+use runtime::rootless::is_rootless;
 use runtime::sandbox::cgroup;
 use serde_json::{Value, json};
 
@@ -93,8 +94,9 @@ fn of_container(container: &Container, state: &State) -> anyhow::Result<Value> {
         "Machine": {
             "MemoryMiB": config.shape.memory_mib,
             "Vcpus": config.shape.vcpus,
-            "CgroupPath": cgroup::path_of(&config.id),
-            "HostMemoryMax": config.shape.host_memory_max,
+            // Without root it has none: what it spends is its supervisor's.
+            "CgroupPath": (!is_rootless()).then(|| cgroup::path_of(&config.id)),
+            "HostMemoryMax": (!is_rootless()).then_some(config.shape.host_memory_max),
             "Directory": container.sandbox_dir(),
             "Live": state.machine(),
         },

@@ -24,12 +24,19 @@ use std::future::Future;
 use anyhow::Context;
 use runtime::container::{Containers, Damaged};
 use runtime::dirs::Dirs;
+use runtime::rootless;
 
 use crate::args::{Arguments, Command};
 use crate::errors::like_docker;
 
 /// Runs the verb; gives the exit code.
 pub fn dispatch(arguments: Arguments) -> anyhow::Result<u8> {
+    match (rootless::enter(), &arguments.command) {
+        // It says itself what is missing.
+        (Ok(()), _) | (Err(_), Command::Doctor(_)) => {}
+        (Err(error), Command::Run(_) | Command::Exec(_)) => return Err(like_docker(error.into())),
+        (Err(error), _) => return Err(error.into()),
+    }
     match arguments.command {
         Command::Run(arguments) => run::run(*arguments).map_err(like_docker),
         Command::Exec(arguments) => exec::run(arguments).map_err(like_docker),

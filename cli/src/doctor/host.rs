@@ -2,7 +2,10 @@
 
 use std::path::Path;
 
+use runtime::container::chain;
 use runtime::limits::{DEFAULT_GUEST_MIB, VMM_HEADROOM_MIB};
+use runtime::networks::passt;
+use runtime::rootless;
 use runtime::sandbox::assets::Assets;
 use runtime::sandbox::{available_mib, cgroup};
 
@@ -15,11 +18,17 @@ const SUPPORTED: (u32, u32) = (5, 15);
 
 pub(super) fn root() -> Finding {
     let subject = "user";
-    if nix::unistd::geteuid().is_root() {
-        return Finding::ok(subject, "root");
+    if !nix::unistd::geteuid().is_root() {
+        let why = rootless::enter().err().map_or("not root".into(), |error| chain(&error));
+        let advice = "run it with sudo, or give the user what is missing; the machines themselves \
+                      run without any privilege";
+        return Finding::fail(subject, why, advice);
     }
-    let advice = "run it with sudo; the machines themselves run without any privilege";
-    Finding::fail(subject, "not root", advice)
+    if rootless::is_rootless() {
+        let detail = format!("{}, with subordinate ids, without root", rootless::user());
+        return Finding::ok(subject, detail);
+    }
+    Finding::ok(subject, "root")
 }
 
 pub(super) fn kernel() -> Finding {
@@ -47,6 +56,9 @@ fn version(release: &str) -> Option<(u32, u32)> {
 }
 
 pub(super) fn cgroup() -> Finding {
+    if rootless::is_rootless() {
+        return Finding::ok("cgroups", "not used without root: a machine's size is its limit");
+    }
     let available = match cgroup::controllers() {
         Ok(available) => available,
         Err(error) => {
@@ -102,11 +114,18 @@ pub(super) fn tun() -> Finding {
 
 pub(super) fn networks() -> Finding {
     let subject = "networks";
+    if rootless::is_rootless() {
+        let advice = "install passt; until then only `bulkhead run --network none` works";
+        return match passt::available() {
+            true => Finding::ok(subject, "passt, the one without root"),
+            false => Finding::warn(subject, "missing: passt", advice),
+        };
+    }
     let missing = runtime::networks::missing();
     if missing.is_empty() {
         return Finding::ok(subject, "CNI's plugins, nft and iptables");
     }
-    let advice = match runtime::networks::passt::available() {
+    let advice = match passt::available() {
         true => {
             "install containernetworking-plugins, nftables and iptables; until then containers \
              are behind passt (--network passt), and there are no networks of several"

@@ -3,8 +3,10 @@
 
 use std::fs::File;
 use std::os::fd::AsFd;
+use std::path::Path;
 
 use runtime::dirs::Dirs;
+use runtime::rootless::is_rootless;
 use runtime::sandbox::{share, uids};
 use runtime::sys::process::{Held, Program, spawn_isolated};
 
@@ -18,6 +20,9 @@ pub(super) fn id_mapped() -> Finding {
         let advice = "the directory must be writable; BULKHEAD_LIB_DIR names another";
         return Finding::fail(SUBJECT, format!("{}: {error}", directory.display()), advice);
     }
+    if is_rootless() {
+        return unmapped(&directory);
+    }
     let held = match held() {
         Ok(held) => held,
         Err(error) => {
@@ -28,6 +33,20 @@ pub(super) fn id_mapped() -> Finding {
     let finding = attempt(&held, &directory);
     held.abandon();
     finding
+}
+
+/// Without root nothing is mapped.
+fn unmapped(directory: &Path) -> Finding {
+    let shared = File::open("/dev/null").map(|null| share::try_share(directory, null.as_fd()));
+    let advice = "put the state directory elsewhere (BULKHEAD_LIB_DIR)";
+    match shared {
+        Ok(Ok(())) => {
+            let detail = format!("not needed without root; {} can be shared", directory.display());
+            Finding::ok(SUBJECT, detail)
+        }
+        Ok(Err(error)) => Finding::fail(SUBJECT, runtime::container::chain(&error), advice),
+        Err(error) => Finding::fail(SUBJECT, format!("/dev/null: {error}"), advice),
+    }
 }
 
 /// A process in new namespaces that never executes anything.
@@ -43,7 +62,7 @@ fn held() -> std::io::Result<Held> {
     Ok(spawn_isolated(&program)?)
 }
 
-fn attempt(held: &Held, directory: &std::path::Path) -> Finding {
+fn attempt(held: &Held, directory: &Path) -> Finding {
     let map = format!("0 {} {}\n", uids::FIRST, uids::RANGE);
     let userns = held.map_ids(&map, &map).and_then(|()| held.user_namespace());
     let userns = match userns {

@@ -9,8 +9,10 @@ use super::config::VERSION;
 use super::lasting;
 use super::{Container, ContainerConfig, ContainerError, Containers, State, Writable};
 use crate::files::write_json;
+use crate::limits::LimitError;
 use crate::networks::options::Networking;
 use crate::networks::{self, Networks};
+use crate::rootless::is_rootless;
 use crate::spec::mounts::Volume;
 use crate::spec::{self, SpecOptions};
 use crate::time::Timestamp;
@@ -78,6 +80,7 @@ impl Containers {
             make_volume(&volume.host)?;
         }
         if let Some(network) = &options.network {
+            networks::check_root(&network.network)?;
             if network.network != networks::passt::NAME {
                 Networks::new(self.dirs().clone()).find(&network.network)?;
             }
@@ -86,6 +89,9 @@ impl Containers {
         }
         let spec = spec::build(image.config, &options.spec, &user)?;
         let shape = options.spec.limits.shape()?;
+        if is_rootless() && options.spec.limits.cpus.is_some_and(|cpus| !cpus.is_whole()) {
+            return Err(LimitError::CpuFraction.into());
+        }
         let image_labels = image_config.and_then(|config| config.labels().clone());
         let mut labels: BTreeMap<_, _> = image_labels.into_iter().flatten().collect();
         labels.extend(options.spec.labels);

@@ -5,10 +5,13 @@ use std::time::Duration;
 use protocol::agent::{Call, ErrorKind, ProcessId};
 
 use super::place::Place;
-use super::{Container, ContainerError, State};
+use super::{Container, ContainerError, State, holder};
 use crate::agent::{Agent, AgentError};
+use crate::rootless::is_rootless;
 use crate::sandbox::cgroup;
 use crate::signals::SignalNumber;
+use crate::sys::pidfd::PidFd;
+use crate::sys::process;
 
 /// Longest wait for a guest that shall only pass on a signal.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -65,7 +68,26 @@ impl Place {
     /// writes down the end.
     pub(super) fn kill_machine(&self) {
         // Whoever waits for its end tells when it does not come.
-        let _ = cgroup::kill(&cgroup::path_of(self.id()));
+        if is_rootless() {
+            self.kill_children();
+        } else {
+            let _ = cgroup::kill(&cgroup::path_of(self.id()));
+        }
+    }
+
+    /// Kills what the supervisor has begun, where no cgroup tells what that is: the VMM and
+    /// passt.
+    fn kill_children(&self) {
+        let Some(supervisor) = holder::of(&self.supervisor_file()) else { return };
+        for child in process::children(supervisor) {
+            // Opened, it is this process for good; and still the supervisor's, if it was so
+            // after that.
+            if let Ok(opened) = PidFd::open(child)
+                && process::children(supervisor).contains(&child)
+            {
+                let _ = opened.signal(libc::SIGKILL);
+            }
+        }
     }
 
     /// Waits until the supervisor has written down the end and is gone; false

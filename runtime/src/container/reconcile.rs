@@ -6,6 +6,7 @@
 
 use super::place::{Place, VerbLock};
 use super::{Container, ContainerError, Damaged, State};
+use crate::rootless::is_rootless;
 use crate::sandbox::{cgroup, uids};
 use crate::{dirs, networks};
 
@@ -66,11 +67,14 @@ impl Container {
 }
 
 impl Place {
-    /// Kills and removes what is left of a sandbox without a supervisor.
+    /// Kills and removes what is left of a sandbox without a supervisor. Without root it had
+    /// nothing that lasts: its VMM ends by itself.
     pub(super) fn purge_sandbox(&self) {
-        let path = cgroup::path_of(self.id());
-        cgroup::purge(&path);
-        uids::purge(&self.dirs().uids(), &path.to_string_lossy());
+        if !is_rootless() {
+            let path = cgroup::path_of(self.id());
+            cgroup::purge(&path);
+            uids::purge(&self.dirs().uids(), &path.to_string_lossy());
+        }
         if let Err(error) = dirs::remove_tree(&self.sandbox_dir()) {
             tracing::warn!("cannot remove a sandbox's directory: {error}");
         }

@@ -19,10 +19,11 @@ use super::{Container, ContainerError, Containers, State, chain};
 use crate::agent::AgentError;
 use crate::network::{Network, Policy};
 use crate::networks::{self, Attached, Counts, Joining, Refused, Telling};
+use crate::rootless::is_rootless;
 use crate::sandbox::assets::Assets;
 use crate::sandbox::ids::Both;
 use crate::sandbox::{
-    CgroupConfig, LaunchError, LaunchTimings, Sandbox, SandboxConfig, boot_timeout,
+    CgroupConfig, LaunchError, LaunchTimings, Privileges, Sandbox, SandboxConfig, boot_timeout,
 };
 use crate::streams::forward::{Caught, follow_size};
 use crate::streams::terminal::RawTerminal;
@@ -245,8 +246,7 @@ async fn build(
     let sandbox = SandboxConfig {
         id: config.id.clone(),
         directory: container.sandbox_dir(),
-        uids: container.dirs().uids(),
-        cgroup: CgroupConfig::of(&config.id, &config.shape),
+        privileges: privileges(container),
         shape: config.shape,
         max_vcpus: config.shape.vcpus,
         ids: Both::default(),
@@ -293,6 +293,15 @@ async fn build(
     let state = State::Running { machine, started: Timestamp::now() };
     container.write_state(verb, &state)?;
     Ok((sandbox, streams, terminal))
+}
+
+fn privileges(container: &Container) -> Privileges {
+    let Container { config, .. } = container;
+    if is_rootless() {
+        return Privileges::User;
+    }
+    let cgroup = CgroupConfig::of(&config.id, &config.shape);
+    Privileges::Root { uids: container.dirs().uids(), cgroup }
 }
 
 /// The machine's end, where that is why the agent does not answer.

@@ -1,6 +1,7 @@
 //! A container's way into its network, and out of it.
 
 use std::fs::File;
+use std::io::ErrorKind;
 use std::net::{IpAddr, TcpListener, UdpSocket};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -20,6 +21,7 @@ use super::{Known, NetworkError, Networks, Traffic, counts, hosts, link};
 use crate::cni::{Client, CniResult, NetworkList, PluginPath};
 use crate::dirs::Dirs;
 use crate::files::{FileError, write_json};
+use crate::rootless::is_rootless;
 
 /// What was refused to a container that has ended.
 pub(super) const REFUSED: &str = "refused.json";
@@ -65,12 +67,16 @@ impl Attached {
         enter(&self.namespace)
     }
 
-    /// Puts this thread back into the host's namespace.
+    /// Puts this thread back into the host's namespace, if anything is to be undone there.
     ///
     /// # Errors
     /// When the kernel refuses.
     pub fn leave(&self) -> Result<(), NetworkError> {
-        enter(&self.host)
+        match self.passt {
+            // Who is not root would not be let in again.
+            Some(_) => Ok(()),
+            None => enter(&self.host),
+        }
     }
 
     /// Does something in the container's namespace, on a thread of its own.
@@ -104,6 +110,7 @@ pub fn attach(joining: &Joining) -> Result<Attached, NetworkError> {
     // What is left of an earlier life.
     detach(dirs, id, None, None)?;
     forget_counts(&dirs.container_lib(id))?;
+    super::check_root(&options.network)?;
     if options.network == passt::NAME {
         return passt::attach(joining);
     }
@@ -130,7 +137,7 @@ pub fn attach(joining: &Joining) -> Result<Attached, NetworkError> {
 fn forget_counts(lib: &Path) -> Result<(), NetworkError> {
     let path = lib.join(REFUSED);
     match std::fs::remove_file(&path) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+        Err(error) if error.kind() != ErrorKind::NotFound => {
             Err(FileError::access(path)(error).into())
         }
         _ => Ok(()),
@@ -344,8 +351,14 @@ pub(super) fn check_ports(dirs: &Dirs, ports: &[Published]) -> Result<(), Networ
             Protocol::Tcp => TcpListener::bind((address, port.host)).map(drop),
             Protocol::Udp => UdpSocket::bind((address, port.host)).map(drop),
         };
-        if let Err(error) = bound {
-            return refuse(port, error.to_string());
+        match bound {
+            Err(error) if error.kind() == ErrorKind::PermissionDenied && is_rootless() => {
+                let why = "it is one of root's (sysctl net.ipv4.ip_unprivileged_port_start says \
+                           where others begin)";
+                return refuse(port, why.into());
+            }
+            Err(error) => return refuse(port, error.to_string()),
+            Ok(()) => {}
         }
     }
     Ok(())

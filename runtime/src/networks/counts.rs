@@ -2,10 +2,11 @@
 //! Only the supervisor can ask them; who else wants to know connects to a socket of the
 //! supervisor's, and reads until its end.
 
+use std::fs::File;
 use std::io::Read;
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -27,8 +28,11 @@ const LIMIT: Duration = Duration::from_secs(5);
 /// More than the answer ever is.
 const MAX_ANSWER: u64 = 4096;
 
-fn socket_path(sandbox: &Path) -> PathBuf {
-    sandbox.join("counts.sock")
+const SOCKET: &str = "counts.sock";
+
+/// By descriptor: a socket's path is limited to 108 bytes.
+fn socket_in(sandbox: &File) -> String {
+    format!("/proc/self/fd/{}/{SOCKET}", sandbox.as_raw_fd())
 }
 
 /// Frames of one direction that passed.
@@ -116,8 +120,8 @@ impl Counts {
     /// # Errors
     /// When the socket cannot be made.
     pub fn tell(self, sandbox: &Path) -> Result<Telling, FileError> {
-        let path = socket_path(sandbox);
-        let listener = UnixListener::bind(&path).map_err(FileError::access(path))?;
+        let bind = || UnixListener::bind(socket_in(&File::open(sandbox)?));
+        let listener = bind().map_err(FileError::access(sandbox.join(SOCKET)))?;
         Ok(Telling(tokio::spawn(async move {
             // One after the other: each has a bound.
             while let Ok((mut stream, _)) = listener.accept().await {
@@ -140,10 +144,10 @@ impl Drop for Telling {
 }
 
 /// Never waits: a supervisor that is stopped takes no questions.
-fn connect(path: &Path) -> nix::Result<UnixStream> {
+fn connect(sandbox: &File) -> nix::Result<UnixStream> {
     let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
     let socket = socket::socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
-    socket::connect(socket.as_raw_fd(), &UnixAddr::new(path)?)?;
+    socket::connect(socket.as_raw_fd(), &UnixAddr::new(socket_in(sandbox).as_str())?)?;
     let stream = UnixStream::from(socket);
     stream.set_nonblocking(false).map_err(|_| Errno::last())?;
     Ok(stream)
@@ -151,7 +155,7 @@ fn connect(path: &Path) -> nix::Result<UnixStream> {
 
 /// What the supervisor of a sandbox says, if there is one.
 pub(super) fn ask(sandbox: &Path) -> Option<Told> {
-    let stream = connect(&socket_path(sandbox)).ok()?;
+    let stream = connect(&File::open(sandbox).ok()?).ok()?;
     stream.set_read_timeout(Some(2 * LIMIT)).ok()?;
     let mut answer = Vec::new();
     stream.take(MAX_ANSWER).read_to_end(&mut answer).ok()?;
@@ -166,7 +170,7 @@ mod tests {
     fn without_a_supervisor_nothing_is_known() {
         let dir = tempfile::tempdir().unwrap();
         assert_eq!(ask(dir.path()), None);
-        let listener = std::os::unix::net::UnixListener::bind(socket_path(dir.path())).unwrap();
+        let listener = std::os::unix::net::UnixListener::bind(dir.path().join(SOCKET)).unwrap();
         let answer = |bytes: &'static [u8]| {
             let listener = listener.try_clone().unwrap();
             let serve = std::thread::spawn(move || {

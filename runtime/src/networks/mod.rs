@@ -29,6 +29,8 @@ mod standing;
 
 use std::path::PathBuf;
 
+use crate::rootless;
+
 pub use attach::{Attached, Counted, Joining, attach, counted, detach};
 pub use counts::{Counts, Flow, Telling, Traffic};
 pub use definition::{Created, DEFAULT, Known, Networks, missing};
@@ -143,9 +145,26 @@ pub enum NetworkError {
          where packets could be looked at; use a network of the plugin bridge or ptp"
     )]
     OutOfReach(String),
+    /// What only root can have.
+    #[error(
+        "the network {0} needs root: without it there are --network passt (the default then) \
+         and none; or run it with sudo"
+    )]
+    Rootless(String),
     /// Plugins that still run.
     #[error("plugins of a killed process still work on the container's network")]
     Busy,
+}
+
+/// Refuses a network that this process cannot put a container into.
+///
+/// # Errors
+/// Without root, for all but passt.
+pub fn check_root(network: &str) -> Result<(), NetworkError> {
+    match rootless::is_rootless() && network != passt::NAME {
+        true => Err(NetworkError::Rootless(network.into())),
+        false => Ok(()),
+    }
 }
 
 impl NetworkError {

@@ -19,7 +19,8 @@ use crate::network::Network;
 use crate::sandbox::assets::{Assets, OpenAssets};
 use crate::sandbox::membership::Membership;
 use crate::sandbox::{
-    CgroupConfig, LaunchError, LaunchTimings, Sandbox, SandboxConfig, boot_timeout, cgroup,
+    CgroupConfig, LaunchError, LaunchTimings, Privileges, Sandbox, SandboxConfig, boot_timeout,
+    cgroup,
 };
 use crate::streams::forward::{Caught, follow_size};
 use crate::streams::terminal::RawTerminal;
@@ -219,8 +220,10 @@ impl Machine {
         let config = SandboxConfig {
             id: container.id().to_owned(),
             directory: container.machine_dir(),
-            uids: uids.to_owned(),
-            cgroup: CgroupConfig { path: container.machine_cgroup(), limits: Vec::new() },
+            privileges: Privileges::Root {
+                uids: uids.to_owned(),
+                cgroup: CgroupConfig { path: container.machine_cgroup(), limits: Vec::new() },
+            },
             shape: plan.shape,
             max_vcpus: plan.max_vcpus,
             ids: plan.ids.clone(),

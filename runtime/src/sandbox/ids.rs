@@ -137,6 +137,21 @@ impl Map {
         if lines.len() < PAGE { Ok(lines) } else { Err(IdsError::TooLong(self.0.len())) }
     }
 
+    /// The same for a writer whose own namespace has these ranges (first, how many) of ids: a
+    /// line must lie in one of them (map_id_range_down in kernel/user_namespace.c).
+    pub(super) fn split(&self, ranges: &[(u32, u32)]) -> Map {
+        let pieces = |extent: &Extent| {
+            let Extent { from, to, count } = *extent;
+            let piece = move |range: &(u32, u32)| {
+                let (first, end) = common((to, count), *range)?;
+                let count = (end - u64::from(first)) as u32;
+                Some(Extent { from: from + (first - to), to: first, count })
+            };
+            ranges.iter().filter_map(piece).collect::<Vec<_>>()
+        };
+        Map(self.0.iter().flat_map(pieces).collect())
+    }
+
     /// What id `from` is.
     pub(super) fn get(&self, from: u32) -> Option<u32> {
         let extent = self.0.iter().find(|extent| from.wrapping_sub(extent.from) < extent.count)?;

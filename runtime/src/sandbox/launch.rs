@@ -16,6 +16,7 @@ use super::{LaunchError, LaunchTimings, SandboxConfig, share};
 use crate::agent::{Agent, Greeting};
 use crate::limits::Shape;
 use crate::network::{Keeper, LATER, Machine, Plug, Resolver, Watch};
+use crate::rootless::{self, is_rootless};
 
 /// Serves the guest's connections to the host.
 pub(super) async fn answer_guest(mut events: mpsc::Receiver<VmmEvent>, resolver: Option<Resolver>) {
@@ -49,13 +50,21 @@ pub(super) fn prepare(
 ) -> Result<(Vec<(Share, OwnedFd)>, OwnedFd), LaunchError> {
     let failed = |what| move |source| LaunchError::Namespace { what, source };
     let (id, shares) = (&config.id, &config.shares);
-    // Whatever it spends from its first instruction on is charged there.
-    resources.cgroup.take(process.pid())?;
-    let base = resources.uids.base();
-    let map = |high: &High| high.map(base).lines();
-    let (uid_map, gid_map) = (map(&config.ids.uids)?, map(&config.ids.gids)?);
+    if let Some(cgroup) = resources.cgroup() {
+        // Whatever it spends from its first instruction on is charged there.
+        cgroup.take(process.pid())?;
+    }
+    let base = resources.uid_base();
+    let map = |high: &High, file| {
+        let map = high.map(base);
+        if is_rootless() { map.split(&rootless::ranges(file)).lines() } else { map.lines() }
+    };
+    let (uid_map, gid_map) = (map(&config.ids.uids, "uid_map")?, map(&config.ids.gids, "gid_map")?);
     process.map_ids(&uid_map, &gid_map).map_err(failed("map the ids"))?;
-    process.raise_descriptors().map_err(failed("raise the limit of descriptors"))?;
+    if !is_rootless() {
+        // Else the user's hard limit is what there is.
+        process.raise_descriptors().map_err(failed("raise the limit of descriptors"))?;
+    }
     let userns = process.user_namespace().map_err(failed("open the user namespace"))?;
     // Besides the shares: kvm, kernel, initrd, console, vsock listener, and taps.
     let limit = protocol::machine::MAX_FDS - 5 - MAX_NETS * usize::from(MAX_QUEUE_PAIRS);

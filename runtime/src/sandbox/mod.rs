@@ -43,6 +43,7 @@ use crate::limits::Shape;
 use crate::network::{Machine, Network, NetworkError, Watch};
 
 use assets::OpenAssets;
+use cgroup::Cgroup;
 pub use cgroup::CgroupConfig;
 pub use ended::VmmEnd;
 pub use error::LaunchError;
@@ -66,10 +67,8 @@ pub struct SandboxConfig {
     pub id: String,
     /// Its directory, made at the start and removed at the end.
     pub directory: PathBuf,
-    /// Locks of the host's uid ranges: one directory for all sandboxes of a host.
-    pub uids: PathBuf,
-    /// Where on the host everything that it spends is charged.
-    pub cgroup: CgroupConfig,
+    /// What it has of the host for itself.
+    pub privileges: Privileges,
     /// Size of the machine.
     pub shape: Shape,
     /// vCPUs to which it can grow; none more, where it is less than it has.
@@ -84,6 +83,21 @@ pub struct SandboxConfig {
     pub apparmor: bool,
     /// Longest time from the start of the VMM to the agent's first message.
     pub boot_timeout: Duration,
+}
+
+/// What the host gives a sandbox.
+#[derive(Debug, Clone)]
+pub enum Privileges {
+    /// Root gives it ids and a cgroup of its own.
+    Root {
+        /// Locks of the host's uid ranges: one directory for all sandboxes of a host.
+        uids: PathBuf,
+        /// Where on the host everything that it spends is charged.
+        cgroup: CgroupConfig,
+    },
+    /// A user ([`crate::rootless`]) has none to give: its ids are those of the user's
+    /// namespace, it is charged where its supervisor is, and its size is what limits it.
+    User,
 }
 
 /// A directory or file of the host that the guest sees.
@@ -197,7 +211,7 @@ impl Sandbox {
             None => (None, None),
         };
         let resources = Resources::acquire(config)?;
-        let held = vmm::spawn(&assets.vmm, resources.cgroup.directory())?;
+        let held = vmm::spawn(&assets.vmm, resources.cgroup().and_then(Cgroup::directory))?;
         *timings = LaunchTimings { spawned_us: micros(), ..LaunchTimings::default() };
         let (shares, userns) = match prepare(&held.process, &resources, config) {
             Ok(prepared) => prepared,
@@ -290,9 +304,9 @@ impl Sandbox {
         self.resources.directory()
     }
 
-    /// First of the host uids that the machine has for itself.
+    /// First of the host uids that the machine has for itself; 0, where it has the user's.
     pub fn uid_base(&self) -> u32 {
-        self.resources.uids.base()
+        self.resources.uid_base()
     }
 
     /// The machine's end, where that is why the agent did not answer. Waits for it for

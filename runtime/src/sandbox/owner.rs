@@ -7,6 +7,7 @@ use std::rc::Rc;
 use serde::{Deserialize, Serialize};
 
 use super::ids::{Both, High, IdsError, Map, Mappings};
+use crate::rootless::is_rootless;
 use crate::sys::process;
 
 /// Whom what lies in a share belongs to.
@@ -57,6 +58,7 @@ impl AsFd for Mapper {
 #[derive(Debug)]
 pub(super) struct Owner {
     own: Rc<Mapper>,
+    maps: bool,
     machine: Both<Map>,
     /// One for all shares that want the same.
     made: RefCell<Vec<(Both<String>, Rc<Mapper>)>>,
@@ -68,7 +70,13 @@ impl Owner {
     pub(super) fn new(userns: OwnedFd, base: u32, ids: &Both<High>) -> Owner {
         let machine = ids.map(|high| high.map(base));
         let own = Rc::new(Mapper { userns, writer: (base, base) });
-        Owner { own, machine, made: RefCell::default() }
+        Owner { own, maps: !is_rootless(), machine, made: RefCell::default() }
+    }
+
+    /// Whether mounts are mapped: else the machine has the ids of this process's namespace,
+    /// and owners are right without. Only root of the file system's own namespace may.
+    pub(super) fn maps(&self) -> bool {
+        self.maps
     }
 
     /// For a share, or layers of an overlay that an engine has not mapped.

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use super::cgroup::{self, Cgroup};
 use super::uids::UidRange;
-use super::{LaunchError, SandboxConfig};
+use super::{LaunchError, Privileges, SandboxConfig};
 use crate::dirs;
 
 /// Name of the vsock socket in the sandbox's directory.
@@ -16,9 +16,9 @@ pub const SOCKET: &str = "vsock.sock";
 /// Freed in this order, after the process.
 #[derive(Debug)]
 pub(super) struct Resources {
-    pub(super) cgroup: Cgroup,
+    cgroup: Option<Cgroup>,
     directory: Directory,
-    pub(super) uids: UidRange,
+    uids: Option<UidRange>,
 }
 
 #[derive(Debug)]
@@ -29,12 +29,26 @@ struct Directory {
 
 impl Resources {
     pub(super) fn acquire(config: &SandboxConfig) -> Result<Resources, LaunchError> {
-        let owner = config.cgroup.path.to_string_lossy();
+        let Privileges::Root { uids, cgroup } = &config.privileges else {
+            let directory = Directory::create(config.directory.clone())?;
+            return Ok(Resources { cgroup: None, directory, uids: None });
+        };
+        let owner = cgroup.path.to_string_lossy();
         let alive = |owner: &str| cgroup::populated(Path::new(owner));
-        let uids = UidRange::take(&config.uids, &owner, alive)?;
+        let uids = UidRange::take(uids, &owner, alive)?;
         let directory = Directory::create(config.directory.clone())?;
-        let cgroup = Cgroup::create(&config.cgroup)?;
-        Ok(Resources { cgroup, directory, uids })
+        let cgroup = Cgroup::create(cgroup)?;
+        Ok(Resources { cgroup: Some(cgroup), directory, uids: Some(uids) })
+    }
+
+    /// Its own, if it has one.
+    pub(super) fn cgroup(&self) -> Option<&Cgroup> {
+        self.cgroup.as_ref()
+    }
+
+    /// First of its ids, as this process's namespace numbers them.
+    pub(super) fn uid_base(&self) -> u32 {
+        self.uids.as_ref().map_or(0, UidRange::base)
     }
 
     pub(super) fn directory(&self) -> &Path {

@@ -1,6 +1,6 @@
 //! Directories and files of the host as detached, id-mapped mounts.
 
-use std::fs::File;
+use std::fs::{File, Metadata};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -40,6 +40,19 @@ pub enum ShareError {
         /// Type of its file system.
         fs: String,
     },
+    /// Ids of its own, without root.
+    #[error(
+        "cannot share {} with ids of its own: only root can map those of a mount",
+        .0.display()
+    )]
+    Rootless(PathBuf),
+    /// Mounts below it, without root.
+    #[error(
+        "cannot share {}: something is mounted below it, and only root can leave that out; share \
+         a directory that has no other file system in it",
+        .0.display()
+    )]
+    Covered(PathBuf),
     /// Its owners cannot be mapped.
     #[error("cannot map the owners of {}", path.display())]
     Map {
@@ -82,6 +95,19 @@ pub(super) fn detach(
     if !metadata.is_dir() && !metadata.is_file() {
         return Err(ShareError::Kind(path.clone()));
     }
+    let share = |mount| {
+        let share = Share {
+            name: config.name.clone(),
+            kind: config.kind,
+            mount: FdIndex(u32::MAX),
+            file: metadata.is_file(),
+            read_only: config.read_only,
+        };
+        (share, mount)
+    };
+    if !owner.maps() {
+        return unmapped(config, &file, &metadata).map(share);
+    }
     let mapper = owner
         .mapper(&config.ids)
         .map_err(|source| ShareError::Map { path: path.clone(), source })?;
@@ -98,14 +124,25 @@ pub(super) fn detach(
             _ => Err(ShareError::Mount { path, fs, source }),
         }
     })?;
-    let share = Share {
-        name: config.name.clone(),
-        kind: config.kind,
-        mount: FdIndex(u32::MAX),
-        file: metadata.is_file(),
-        read_only: config.read_only,
-    };
-    Ok((share, mount))
+    Ok(share(mount))
+}
+
+/// The mount of a machine whose ids are those of this process's namespace.
+fn unmapped(config: &ShareConfig, file: &File, metadata: &Metadata) -> Result<OwnedFd, ShareError> {
+    let path = &config.source;
+    if config.ids != ShareIds::Machine {
+        return Err(ShareError::Rootless(path.clone()));
+    }
+    let mount = mounts::clone_detached(file.as_fd());
+    let mount = mount.and_then(|mount| {
+        mounts::restrict(mount.as_fd(), config.read_only)?;
+        Ok(mount)
+    });
+    mount.map_err(|source| match source {
+        // has_locked_children in fs/namespace.c: it would show what is below them.
+        Errno::EINVAL => ShareError::Covered(path.clone()),
+        _ => ShareError::Mount { path: path.clone(), fs: fs_type(metadata.dev()), source },
+    })
 }
 
 /// Makes a mount of `path` as a sandbox would, and throws it away.

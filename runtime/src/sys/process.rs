@@ -106,14 +106,29 @@ pub fn spawn_isolated(program: &Program) -> nix::Result<Held> {
 /// # Errors
 /// As clone3(2); EINVAL for maps that the kernel does not take.
 pub fn user_namespace(uid_map: &str, gid_map: &str) -> std::io::Result<OwnedFd> {
+    let write = |pid| write_maps(pid, uid_map, gid_map);
+    user_namespace_by(write).and_then(|namespace| namespace)
+}
+
+/// A user namespace whose maps `map` writes, by a process in it that does nothing.
+///
+/// # Errors
+/// As clone3(2); inside, those of `map`.
+pub fn user_namespace_by<E>(
+    map: impl FnOnce(i32) -> Result<(), E>,
+) -> std::io::Result<Result<OwnedFd, E>> {
     let null = super::descriptors::null()?;
     let null = null.as_fd();
     let name = c"bulkhead-ids";
     let program = Program { executable: null, name, control: null, stderr: null, cgroup: None };
     let held = spawn(&program, libc::CLONE_NEWUSER)?;
-    let namespace = held.map_ids(uid_map, gid_map).and_then(|()| held.user_namespace());
+    let mapped = map(held.pid());
+    let namespace = held.user_namespace();
     held.abandon();
-    namespace
+    match mapped {
+        Ok(()) => namespace.map(Ok),
+        Err(error) => Ok(Err(error)),
+    }
 }
 
 fn spawn(program: &Program, namespaces: libc::c_int) -> nix::Result<Held> {
@@ -243,10 +258,7 @@ impl Held {
     /// # Errors
     /// When the kernel refuses a map.
     pub fn map_ids(&self, uid_map: &str, gid_map: &str) -> std::io::Result<()> {
-        for (file, map) in [("uid_map", uid_map), ("gid_map", gid_map)] {
-            std::fs::write(format!("/proc/{}/{file}", self.pid), map)?;
-        }
-        Ok(())
+        write_maps(self.pid, uid_map, gid_map)
     }
 
     /// Gives the child as many descriptors as the kernel allows: its file server
@@ -294,6 +306,22 @@ impl Held {
         let _ = self.pidfd.signal(libc::SIGKILL);
         let _ = self.pidfd.wait();
     }
+}
+
+/// The children of a process, as far as that is to be seen.
+pub fn children(pid: i32) -> Vec<i32> {
+    let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    let of = |task: std::fs::DirEntry| std::fs::read_to_string(task.path().join("children"));
+    let lists: Vec<String> = tasks.filter_map(|task| of(task).ok()).collect();
+    let words = lists.iter().flat_map(|list| list.split_whitespace());
+    words.filter_map(|word| word.parse().ok()).collect()
+}
+
+fn write_maps(pid: i32, uid_map: &str, gid_map: &str) -> std::io::Result<()> {
+    for (file, map) in [("uid_map", uid_map), ("gid_map", gid_map)] {
+        std::fs::write(format!("/proc/{pid}/{file}"), map)?;
+    }
+    Ok(())
 }
 
 fn to_errno(error: std::io::Error) -> Errno {

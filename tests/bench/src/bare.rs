@@ -10,7 +10,7 @@ use runtime::limits::{Bytes, Limits, Shape};
 use runtime::network::{Network, Policy};
 use runtime::sandbox::assets::Assets;
 use runtime::sandbox::ids::Both;
-use runtime::sandbox::{CgroupConfig, LaunchTimings, Sandbox, SandboxConfig};
+use runtime::sandbox::{CgroupConfig, LaunchTimings, Privileges, Sandbox, SandboxConfig};
 
 /// Options of `boot`.
 #[derive(Debug, clap::Args)]
@@ -39,10 +39,12 @@ pub fn boot(options: &Options) -> Result<f64> {
     let shape = Shape { memory_mib: options.memory, ..limits.shape()? };
     let id = runtime::id::new_id().context("/dev/urandom")?;
     let config = SandboxConfig {
-        cgroup: CgroupConfig::of(&id, &shape),
+        privileges: Privileges::Root {
+            uids: directory.path().join("uids"),
+            cgroup: CgroupConfig::of(&id, &shape),
+        },
         id,
         directory: directory.path().join("sandbox"),
-        uids: directory.path().join("uids"),
         shape,
         ids: Both::default(),
         max_vcpus: options.room,

@@ -37,6 +37,7 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<u8> {
         internal: arguments.internal,
         mtu: arguments.mtu,
     };
+    runtime::networks::check_root(&arguments.name)?;
     super::networks().create(&arguments.name, &options)?;
     crate::output::line(&arguments.name)?;
     Ok(0)

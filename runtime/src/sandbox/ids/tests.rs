@@ -141,3 +141,12 @@ proptest! {
         prop_assert!(!all.contains(&High::of([(beyond, 1)]).unwrap()));
     }
 }
+
+#[test]
+fn a_line_lies_in_one_range_of_the_writers() {
+    let map = High::default().map(0);
+    assert_eq!(map.lines().unwrap(), "0 0 65536\n");
+    let users = map.split(&[(0, 1), (1, 60_000), (60_001, 9_000)]);
+    assert_eq!(users.lines().unwrap(), "0 0 1\n1 1 60000\n60001 60001 5535\n");
+    assert_eq!(map.split(&[(0, u32::MAX)]), map);
+}
