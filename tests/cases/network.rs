@@ -22,9 +22,7 @@ fn serve() -> String {
 /// A bundle in a namespace.
 fn bundle(namespace: &Namespace, script: &str) -> Bundle {
     let mut bundle = Bundle::new(OURS, script);
-    bundle.without_namespace("network");
-    let network = json!({ "type": "network", "path": namespace.path() });
-    bundle.config["linux"]["namespaces"].as_array_mut().expect("namespaces").push(network);
+    bundle.in_network(&namespace.path());
     for set in ["bounding", "effective", "permitted"] {
         let set = bundle.config["process"]["capabilities"][set].as_array_mut().expect("a set");
         // To ping, and to change its own network.
@@ -161,7 +159,7 @@ fn machines_on_a_bridge_reach_each_other() {
     let _turn = shared();
     let bridge = Bridge::new(1280);
     let spaces = [bridge.namespace(1280), bridge.namespace(1280)];
-    let (one, pid) = server(&spaces[0], b"of one");
+    let (one, _) = server(&spaces[0], b"of one");
     let (ip4, ip6) = (bridge.ip4(spaces[0].last), bridge.ip6(spaces[0].last));
     let checks = traffic::checks("traffic", &[&ip4, &ip6], 1280);
     let script = format!("({checks}) && nc -w 9 {ip4} 5002");
@@ -177,15 +175,14 @@ fn machines_on_a_bridge_reach_each_other() {
     let told = other.run().ok();
     assert!(told.contains("rx-1") && told.ends_with("of one"), "{told}");
 
-    // A namespace that a machine has is not another one's.
+    // A namespace that a machine has is not that of one of another --root.
     let mut third = bundle(&spaces[0], "true");
     let refused = third.run();
     assert!(refused.status != 0 && refused.stderr.contains("another machine"), "{refused:?}");
     assert_eq!(send(&bridge.ip4(spaces[0].last), 5000, b"still here"), b"still here");
-    // But its containers share it.
+    // Containers that name it beside the first one share it.
     third = one.beside("ip -o addr show eth0; echo \"GET\" | nc -w 9 127.0.0.1 5002");
-    third.join(pid, &["ipc", "network", "uts"]);
-    third.config.as_object_mut().expect("an object").remove("hostname");
+    third.in_network(&spaces[0].path());
     let told = third.run().ok();
     assert!(told.contains(&bridge.ip4(spaces[0].last)) && told.ends_with("of one"), "{told}");
 }
@@ -243,8 +240,7 @@ fn the_hosts_network_is_refused() {
     bundle.without_namespace("network");
     let refused = bundle.run();
     assert!(refused.status != 0 && refused.stderr.contains("--network bridge"), "{refused:?}");
-    let hosts = json!({ "type": "network", "path": "/proc/1/ns/net" });
-    bundle.config["linux"]["namespaces"].as_array_mut().expect("namespaces").push(hosts);
+    bundle.in_network("/proc/1/ns/net");
     let refused = bundle.run();
     assert!(refused.status != 0 && refused.stderr.contains("take over"), "{refused:?}");
 }

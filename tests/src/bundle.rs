@@ -81,6 +81,14 @@ impl Bundle {
         }
     }
 
+    /// Has it join the network namespace at `path`.
+    pub fn in_network(&mut self, path: &str) {
+        self.without_namespace("network");
+        if let Some(list) = self.config["linux"]["namespaces"].as_array_mut() {
+            list.push(json!({ "type": "network", "path": path }));
+        }
+    }
+
     /// Its directory.
     pub fn path(&self) -> PathBuf {
         self.directory.path().to_owned()

@@ -88,11 +88,32 @@ impl Drop for Bridge {
 pub struct Namespace {
     /// Its name for ip-netns(8).
     pub name: String,
-    /// What its addresses end in.
+    /// What its addresses end in, where it is on a bridge.
     pub last: u32,
 }
 
 impl Namespace {
+    /// One that has a loopback interface alone.
+    #[track_caller]
+    pub fn bare() -> Namespace {
+        let this = Namespace::unmade();
+        script(&format!("ip netns add {0} && ip -n {0} link set lo up", this.name)).ok();
+        this
+    }
+
+    /// A name of the one that process `pid` is in.
+    #[track_caller]
+    pub fn of(pid: i32) -> Namespace {
+        let this = Namespace::unmade();
+        script(&format!("ip netns attach {} {pid}", this.name)).ok();
+        this
+    }
+
+    fn unmade() -> Namespace {
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        Namespace { name: format!("e2ens{}", NUMBER.fetch_add(1, Ordering::Relaxed)), last: 0 }
+    }
+
     /// Where it is.
     pub fn path(&self) -> String {
         format!("/run/netns/{}", self.name)

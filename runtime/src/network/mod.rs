@@ -78,8 +78,8 @@ pub enum NetworkError {
     },
     /// The tap is there.
     #[error(
-        "another machine has the network namespace ({name} is in it): containers that share it \
-         must name a namespace of the first one's process (/proc/PID/ns/net)"
+        "another machine has the network namespace ({name} is in it): one that is ending, or \
+         of another --root, whose containers cannot share it"
     )]
     Occupied {
         /// Its tap.

@@ -9,7 +9,8 @@ use std::process::{Child, Command};
 use serde_json::Value;
 
 use super::handshake::{Built, Channel, Word};
-use super::plan::{Host, Plan};
+use super::occupant::Occupancy;
+use super::plan::{Host, Neighbours, Plan};
 use super::preserved::Preserved;
 use super::store::{Container, Live, Lock, Phase, Record, Root, VERSION, valid_id};
 use super::{Bundle, OciError, console, hooks};
@@ -97,7 +98,10 @@ pub fn create(root: &Root, id: &str, options: &CreateOptions) -> Result<i32, Oci
     }
     let bundle = Bundle::load(&options.bundle)?;
     let host = Host { systemd: options.systemd, version: cgroup::Version::of_host() };
-    let mut plan = Plan::new(id, &bundle, host, &|pid| root.neighbour(pid))?;
+    // Until the container is there: who names the same namespace finds its machine then.
+    let Occupancy { network, lock: _reserved } = Occupancy::of(root, &bundle)?;
+    let beside = Neighbours { network, of_process: &|pid| root.neighbour(pid) };
+    let mut plan = Plan::new(id, &bundle, host, &beside)?;
     plan.activate(options.preserved.activated);
     let socket = connect_console(&plan, options)?;
     let annotations = bundle.spec.annotations().clone().unwrap_or_default();

@@ -33,6 +33,7 @@ pub mod handshake;
 pub mod hooks;
 pub mod monitor;
 mod network;
+mod occupant;
 pub mod oom;
 pub mod plan;
 pub mod preserved;

@@ -8,7 +8,7 @@ use std::path::Path;
 use nix::sched::{CloneFlags, setns, unshare};
 
 use super::OciError;
-use super::plan::{Identity, hosts_network};
+use super::plan::Identity;
 use super::store::Container;
 use crate::container::chain;
 use crate::network::{self, Network, Policy};
@@ -22,9 +22,9 @@ pub(super) fn enter(container: &Container) -> Result<Option<Network>, OciError> 
     match &plan.network {
         Some(path) => {
             let namespace = open(path)?;
-            // The path may name another one than when the plan was made.
-            if plan.machine.is_none() && hosts_network() == Some(namespace.1) {
-                let reason = "it is the host's by now, whose interfaces a machine would take over";
+            // The host's by now, or one that no lock keeps others from: see `occupant`.
+            if plan.namespace != Some(namespace.1) {
+                let reason = "the path names another one than a moment ago: try again";
                 return Err(failed("join", path)(std::io::Error::other(reason)));
             }
             join(path, namespace.0)?;
@@ -45,7 +45,7 @@ pub(super) fn enter(container: &Container) -> Result<Option<Network>, OciError> 
 }
 
 /// The namespace at `path`, and which one it is.
-fn open(path: &Path) -> Result<(File, Identity), OciError> {
+pub(super) fn open(path: &Path) -> Result<(File, Identity), OciError> {
     let opened = File::open(path).and_then(|namespace| {
         let metadata = namespace.metadata()?;
         Ok((namespace, (metadata.dev(), metadata.ino())))
@@ -57,7 +57,7 @@ fn join(path: &Path, namespace: File) -> Result<(), OciError> {
     setns(namespace, CloneFlags::CLONE_NEWNET).map_err(|errno| failed("join", path)(errno.into()))
 }
 
-fn failed(verb: &str, path: &Path) -> impl FnOnce(std::io::Error) -> OciError {
+pub(super) fn failed(verb: &str, path: &Path) -> impl FnOnce(std::io::Error) -> OciError {
     let what = format!("{verb} the network namespace {}", path.display());
     |source| OciError::Namespace { what, source }
 }

@@ -242,13 +242,29 @@ impl Root {
                 return None;
             }
             let container = self.find(&id).ok()?;
-            matches!(container.status(), Ok(Status::Live(_))).then(|| Neighbour {
-                machine: container.record.plan.machine.clone().unwrap_or(id),
-                monitor: pid,
-                guest_pid: phase.guest_pid,
-                mappings: container.record.plan.mappings.clone(),
-            })
+            matches!(container.status(), Ok(Status::Live(_))).then(|| container.neighbour(&phase))
         })
+    }
+
+    /// The container that began a machine whose monitor is in the network namespace: it is
+    /// that machine's, or about to be, or no longer.
+    pub(super) fn occupant(&self, namespace: Identity) -> Result<Option<Container>, OciError> {
+        let inside = |id: &String| {
+            // Not by the record: one that is only half there would be waited for.
+            let (pid, start) = monitor_in(&self.path.join(id))?;
+            let metadata = std::fs::metadata(format!("/proc/{pid}/ns/net")).ok()?;
+            let there = (metadata.dev(), metadata.ino()) == namespace && start_of(pid) == start;
+            there.then(|| self.find(id))
+        };
+        for found in self.ids()?.iter().filter_map(inside) {
+            match found {
+                Ok(one) if one.record.plan.machine.is_none() => return Ok(Some(one)),
+                // Removed meanwhile, or one that joined.
+                Ok(_) | Err(OciError::NotFound(_)) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(None)
     }
 
     /// Ids of all containers.
@@ -285,10 +301,28 @@ pub fn valid_id(id: &str) -> bool {
     !id.is_empty() && id.len() <= 200 && !id.starts_with('.') && id.bytes().all(allowed)
 }
 
+/// Pid and start of the monitor of the container in `directory`.
+fn monitor_in(directory: &Path) -> Option<(i32, u64)> {
+    let text = std::fs::read_to_string(directory.join("monitor.lock")).ok()?;
+    let (pid, start) = text.split_once(' ')?;
+    Some((pid.parse().ok()?, start.parse().ok()?))
+}
+
 impl Container {
     /// Its id.
     pub fn id(&self) -> &str {
         &self.record.id
+    }
+
+    /// As others see it, while it lives.
+    pub(super) fn neighbour(&self, phase: &Phase) -> Neighbour {
+        let plan = &self.record.plan;
+        Neighbour {
+            machine: plan.machine.clone().unwrap_or_else(|| self.id().to_owned()),
+            monitor: phase.pid,
+            guest_pid: phase.guest_pid,
+            mappings: plan.mappings.clone(),
+        }
     }
 
     /// Its directory.
@@ -426,9 +460,7 @@ impl Container {
 
     /// Pid and start of its monitor, from its first moments on.
     pub fn early_monitor(&self) -> Option<(i32, u64)> {
-        let text = std::fs::read_to_string(self.directory.join("monitor.lock")).ok()?;
-        let (pid, start) = text.split_once(' ')?;
-        Some((pid.parse().ok()?, start.parse().ok()?))
+        monitor_in(&self.directory)
     }
 
     /// Whether its monitor lives.

@@ -3,12 +3,18 @@
 use std::io::Read;
 use std::net::TcpStream;
 
+use bulkhead_tests::netns::Bridge;
+
 use super::*;
 
 /// Serves a line at port 80 of all addresses, and what [`traffic`] asks for.
 fn serve() -> String {
     format!("echo served > /line; nc -ll -p 80 -e cat /line & {}", traffic::serve("traffic"))
 }
+
+/// Asks the server through the loopback of both, and tells where they are.
+const SIBLING: &str = "nc -w 9 127.0.0.1 80; ip -o addr show eth0; \
+                       cat /proc/sys/kernel/random/boot_id";
 
 /// What a server says that can be reached by an address.
 fn ask(address: &str) -> String {
@@ -98,6 +104,27 @@ fn podman_networks_of_netavark_have_names() {
     is_gone(&namespace);
 }
 
+/// A namespace that podman only knows by its path, as a pod's of CRI-O.
+#[test]
+fn podman_containers_of_a_namespace_share_a_machine() {
+    let _turn = shared();
+    let podman = Podman::new();
+    let bridge = Bridge::new(1500);
+    let namespace = bridge.namespace(1500);
+    let network = format!("ns:{}", namespace.path());
+    let words = ["run", "-d", "--name", "server", "--network", &network, IMAGE, "sh", "-c"];
+    podman.run(&[&words[..], &[&serve()]].concat()).ok();
+    let address = bridge.ip4(namespace.last);
+    assert_eq!(ask(&format!("{address}:80")), "served\n");
+    let words = ["run", "--rm", "--network", &network, IMAGE, "sh", "-c", SIBLING];
+    let told = podman.run(&words).ok();
+    assert!(told.starts_with("served\n") && told.contains(&address), "{told}");
+    let boot = podman.run(&["exec", "server", "cat", "/proc/sys/kernel/random/boot_id"]).ok();
+    assert!(told.ends_with(&boot), "one machine: {told}, {boot}");
+    podman.run(&["rm", "-f", "-t", "0", "server"]).ok();
+    assert_eq!(namespace.leftovers(), "");
+}
+
 /// docker's networks. Part of the one case of docker's: a daemon takes long to start there.
 pub(super) fn docker_networks(docker: &Docker) {
     let network = |name: &str, subnet: &str, mtu: u32| {
@@ -124,6 +151,10 @@ pub(super) fn docker_networks(docker: &Docker) {
     let told = docker.run(&[&new[..], &["--rm", IMAGE, "sh", "-c", &client]].concat()).ok();
     let end = "served\nall of it";
     assert!(told.contains("nameserver 127.0.0.11") && told.ends_with(end), "{told}");
+    let words = ["run", "--runtime", "bulkhead", "--rm", "--network", "container:server", IMAGE];
+    let told = docker.run(&[&words[..], &["sh", "-c", SIBLING]].concat()).ok();
+    assert!(told.starts_with("served\n") && told.contains("10.72.1.2/24"), "{told}");
+    assert!(told.ends_with(&exec("cat /proc/sys/kernel/random/boot_id")), "one machine: {told}");
     docker.run(&["network", "connect", "net2", "server"]).ok();
     eventually("the second interface", || exec("ip -o addr").contains("10.72.2.2/24"));
     assert_eq!(ask("10.72.2.2:80"), "served\n");

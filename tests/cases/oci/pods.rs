@@ -1,7 +1,8 @@
-//! Several containers of a pod: namespaces that are joined by path.
+//! Several containers of a pod: namespaces that are joined by path, of a process or not.
 
 use bulkhead_tests::bundle::{Bundle, OURS};
 use bulkhead_tests::children::{adopt, reap, reap_orphans};
+use bulkhead_tests::netns::Namespace;
 use bulkhead_tests::program::eventually;
 use bulkhead_tests::{leaks, turn};
 use nix::sys::signal::{Signal, kill};
@@ -96,6 +97,87 @@ both!(one_ends_and_the_others_go_on, |runtime| {
     eventually("the end of its children", || !all("sleep 7654"));
     assert_eq!(first.verb(&["exec", &first.id, "echo", "still"]).ok(), "still");
 });
+
+both!(a_network_namespace_is_shared_by_its_path, |runtime| {
+    adopt();
+    let first = Bundle::new(runtime, "while :; do nc -l -p 7777 -e hostname; done");
+    let pid = first.create();
+    first.verb(&["start", &first.id]).ok();
+    // Another path than the one by which it was made, as docker and CRI-O keep one.
+    let namespace = Namespace::of(pid);
+    let script = "until nc 127.0.0.1 7777; do sleep 0.2; done; hostname; echo pid $$; exit 5";
+    let mut second = first.beside(script);
+    second.in_network(&namespace.path());
+    second.config["hostname"] = json!("second");
+    let ended = second.run();
+    assert_eq!(ended.text(), "e2e\nsecond\npid 1\n", "{}", ended.stderr);
+    assert_eq!(ended.status, 5);
+    assert_eq!(first.status(), "running");
+});
+
+/// Tells in which kernel it is, and goes on.
+const KERNEL: &str = "cat /proc/sys/kernel/random/boot_id; while :; do sleep 0.1; done";
+
+both!(two_at_once_in_one_network_namespace_share_it, |runtime| {
+    adopt();
+    let namespace = Namespace::bare();
+    let script = format!("nc -ll -p 7777 -e hostname & {KERNEL}");
+    let mut one = Bundle::new(runtime, &script);
+    let mut other = one.beside(KERNEL);
+    one.in_network(&namespace.path());
+    other.in_network(&namespace.path());
+    std::thread::scope(|scope| {
+        scope.spawn(|| one.create());
+        scope.spawn(|| other.create());
+    });
+    for bundle in [&one, &other] {
+        bundle.verb(&["start", &bundle.id]).ok();
+        eventually("its output", || bundle.output().ends_with('\n'));
+    }
+    assert_eq!(one.output(), other.output(), "one kernel");
+    let ask = "until nc 127.0.0.1 7777; do sleep 0.2; done";
+    assert_eq!(other.verb(&["exec", &other.id, "sh", "-c", ask]).ok(), "e2e");
+});
+
+#[test]
+fn a_network_namespace_outlives_its_machine() {
+    let _turn = turn::shared();
+    adopt();
+    let namespace = Namespace::bare();
+    let mut first = Bundle::new(OURS, KERNEL);
+    first.in_network(&namespace.path());
+    let begin = |bundle: &Bundle| {
+        let pid = bundle.create();
+        bundle.verb(&["start", &bundle.id]).ok();
+        eventually("its output", || bundle.output().ends_with('\n'));
+        pid
+    };
+    let beside = || {
+        let mut bundle = first.beside(KERNEL);
+        bundle.in_network(&namespace.path());
+        bundle
+    };
+    let first_pid = begin(&first);
+    let second = beside();
+    let second_pid = begin(&second);
+    assert_eq!(first.output(), second.output(), "one kernel");
+    // Whoever comes at once waits for the machine's end, and begins the next one.
+    first.verb(&["kill", &first.id, "KILL"]).ok();
+    let third = beside();
+    begin(&third);
+    assert_ne!(first.output(), third.output(), "another kernel");
+    for pid in [first_pid, second_pid] {
+        let killed = WaitStatus::Signaled(Pid::from_raw(pid), Signal::SIGKILL, false);
+        assert_eq!(reap(pid), killed);
+    }
+    // Deleted, those of the first machine take nothing from the other one.
+    second.verb(&["delete", &second.id]).ok();
+    first.verb(&["delete", &first.id]).ok();
+    assert_eq!(third.verb(&["exec", &third.id, "echo", "still"]).ok(), "still");
+    let mut fourth = beside();
+    fourth.config["process"]["args"] = json!(["cat", "/proc/sys/kernel/random/boot_id"]);
+    assert_eq!(fourth.run().ok(), third.output().trim());
+}
 
 #[test]
 fn whoever_is_killed_nothing_is_left() {

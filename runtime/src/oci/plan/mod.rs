@@ -7,7 +7,8 @@
 //!                                           who makes it
 //!   hooks of the runtime's namespaces    -> hooks
 //!   linux.namespaces[network].path       -> where the VMM's interfaces are looked for
-//!   namespaces of another container      -> the machine that this one joins
+//!   namespaces of another container,
+//!   a network namespace that one has     -> the machine that this one joins
 //!   everything else, and a copy of all   -> the agent, which refuses what it cannot do
 //! ```
 
@@ -38,7 +39,7 @@ mod tests;
 
 use ids::Ids;
 use namespaces::Namespaces;
-pub use namespaces::{Identity, Neighbour, Neighbours, hosts_network};
+pub use namespaces::{Identity, Named, Neighbour, Neighbours, hosts_network, network_path};
 pub(super) use resources::{Update, host_resources, updated};
 
 /// Name of the share that is the root file system.
@@ -73,6 +74,9 @@ pub struct Plan {
     pub cgroup_limits: Vec<(String, String)>,
     /// The network namespace to join: none is a new one, if `own_network`.
     pub network: Option<PathBuf>,
+    /// Which one that was when the plan was made.
+    #[serde(default)]
+    pub namespace: Option<Identity>,
     /// Whether the specification wants a network namespace at all.
     pub own_network: bool,
     /// Whether the process has a terminal.
@@ -105,14 +109,20 @@ impl Plan {
     ///
     /// # Errors
     /// Names the field.
-    pub fn new(id: &str, bundle: &Bundle, host: Host, of: Neighbours) -> Result<Plan, BundleError> {
+    pub fn new(
+        id: &str,
+        bundle: &Bundle,
+        host: Host,
+        beside: &Neighbours,
+    ) -> Result<Plan, BundleError> {
         let spec = &bundle.spec;
         let process = spec.process().as_ref().ok_or_else(|| field("process", "is missing"))?;
         let linux = spec.linux().clone().unwrap_or_default();
         let rootfs = bundle.rootfs()?;
         let mut raw = bundle.raw.clone();
         let Namespaces { network, own_network, machine, user } =
-            Namespaces::of(&linux, &mut raw["linux"]["namespaces"], of)?;
+            Namespaces::of(&linux, &mut raw["linux"]["namespaces"], beside)?;
+        let (network, namespace) = network.unzip();
         let ids = Ids::of(spec, &linux, user, &mut raw["linux"])?;
         let mut shares = vec![ShareConfig {
             name: ROOT.into(),
@@ -165,6 +175,7 @@ impl Plan {
             manager,
             cgroup_limits: resources::host_limits(&limits, &shape, host.version)?,
             network,
+            namespace,
             own_network,
             terminal: process.terminal().unwrap_or(false),
             machine,

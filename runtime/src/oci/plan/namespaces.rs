@@ -4,7 +4,7 @@
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use oci_spec::runtime::{Linux, LinuxNamespaceType};
+use oci_spec::runtime::{Linux, LinuxNamespace, LinuxNamespaceType};
 use serde_json::Value;
 
 use super::super::bundle::{BundleError, field};
@@ -26,8 +26,22 @@ pub struct Neighbour {
     pub mappings: Option<Mappings>,
 }
 
-/// The container that process PID of the host stands for.
-pub type Neighbours<'a> = &'a dyn Fn(i32) -> Option<Neighbour>;
+/// The network namespace that a specification names by a path.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Named {
+    /// Which one it is.
+    pub identity: Identity,
+    /// The container whose machine has it.
+    pub occupant: Option<Neighbour>,
+}
+
+/// What lives on the host beside a new container.
+pub struct Neighbours<'a> {
+    /// Of its network namespace, if that has a path.
+    pub network: Option<Named>,
+    /// The container that process PID of the host stands for.
+    pub of_process: &'a dyn Fn(i32) -> Option<Neighbour>,
+}
 
 /// The user namespace of a specification.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -41,10 +55,23 @@ pub(super) enum User {
     Joined(Mappings),
 }
 
+/// Where a specification has its network namespace, if it names one by a path.
+pub fn network_path(linux: &Linux) -> Option<&Path> {
+    let mut all = linux.namespaces().iter().flatten();
+    all.find_map(|namespace| match namespace.typ() {
+        LinuxNamespaceType::Network => path_of(namespace),
+        _ => None,
+    })
+}
+
+fn path_of(namespace: &LinuxNamespace) -> Option<&Path> {
+    namespace.path().as_deref().filter(|path| !path.as_os_str().is_empty())
+}
+
 /// What the namespaces of a specification say of the host.
 #[derive(Default)]
 pub(super) struct Namespaces {
-    pub(super) network: Option<PathBuf>,
+    pub(super) network: Option<(PathBuf, Identity)>,
     pub(super) own_network: bool,
     pub(super) machine: Option<String>,
     pub(super) user: User,
@@ -55,31 +82,36 @@ impl Namespaces {
     pub(super) fn of(
         linux: &Linux,
         raw: &mut Value,
-        of: Neighbours,
+        beside: &Neighbours,
     ) -> Result<Namespaces, BundleError> {
-        let refuse = |reason: String| Err(field("linux.namespaces", reason));
         let mut this = Namespaces::default();
-        let mut joined: Option<Neighbour> = None;
+        let mut joined: Option<(Neighbour, PathBuf)> = None;
         for (index, namespace) in linux.namespaces().iter().flatten().enumerate() {
             let kind = namespace.typ();
-            let path = namespace.path().clone().filter(|path| !path.as_os_str().is_empty());
             let is_network = kind == LinuxNamespaceType::Network;
             this.own_network |= is_network;
             let is_user = kind == LinuxNamespaceType::User;
-            let Some(path) = path else {
+            let Some(path) = path_of(namespace) else {
                 if is_user {
                     this.user = User::New;
                 }
                 continue;
             };
-            let neighbour = process_of(&path).and_then(|(pid, file)| Some((of(pid)?, file)));
+            let neighbour = match (&beside.network, is_network) {
+                (Some(named), true) => {
+                    this.network = Some((path.to_owned(), named.identity));
+                    named.occupant.clone().map(|neighbour| (neighbour, "net"))
+                }
+                (None, true) => None,
+                (_, false) => {
+                    process_of(path).and_then(|(pid, file)| Some(((beside.of_process)(pid)?, file)))
+                }
+            };
             match neighbour {
                 Some((neighbour, file)) => {
                     raw[index]["path"] =
                         Value::String(format!("/proc/{}/ns/{file}", neighbour.guest_pid));
-                    if joined.as_ref().is_some_and(|other| other.machine != neighbour.machine) {
-                        return refuse(format!("{} is of another machine", path.display()));
-                    }
+                    one_machine(joined.as_ref(), &neighbour, path)?;
                     match &neighbour.mappings {
                         Some(mappings) if is_user => this.user = User::Joined(mappings.clone()),
                         None if is_user => {
@@ -88,7 +120,7 @@ impl Namespaces {
                         }
                         _ => {}
                     }
-                    joined = Some(neighbour);
+                    joined = Some((neighbour, path.to_owned()));
                 }
                 None if is_network => {}
                 None => {
@@ -99,32 +131,24 @@ impl Namespaces {
                     ));
                 }
             }
-            if is_network {
-                this.network = Some(path);
-            }
         }
-        if let Some(neighbour) = joined {
-            let theirs = PathBuf::from(format!("/proc/{}/ns/net", neighbour.monitor));
-            let same = |path: &PathBuf| match (path.metadata(), theirs.metadata()) {
-                (Ok(one), Ok(other)) => (one.dev(), one.ino()) == (other.dev(), other.ino()),
-                _ => false,
-            };
-            if !this.network.as_ref().is_some_and(same) {
+        let has_its_network =
+            beside.network.as_ref().is_some_and(|network| network.occupant.is_some());
+        match joined {
+            Some((neighbour, _)) if has_its_network => this.machine = Some(neighbour.machine),
+            Some((neighbour, path)) => {
                 return refuse(format!(
-                    "containers of one machine share its network namespace: with one of \
-                     process {}, the network namespace must be joined as well",
+                    "containers of one machine share its network namespace: with {}, that of \
+                     process {} must be joined as well",
+                    path.display(),
                     neighbour.monitor
                 ));
             }
-            this.machine = Some(neighbour.machine);
-        } else {
-            this.refuse_the_hosts()?;
+            None => this.refuse_the_hosts()?,
         }
         Ok(this)
     }
-}
 
-impl Namespaces {
     /// A machine takes over the interfaces of its network namespace.
     fn refuse_the_hosts(&self) -> Result<(), BundleError> {
         let alternative = "choose a network of the engine instead (--network bridge, with \
@@ -133,21 +157,40 @@ impl Namespaces {
         if !self.own_network {
             let reason = "has no network namespace, which means the host's: a machine takes over \
                           the interfaces of its network namespace, and the host would lose them";
-            return Err(field("linux.namespaces", format!("{reason}; {alternative}")));
+            return refuse(format!("{reason}; {alternative}"));
         }
-        let Some(path) = &self.network else { return Ok(()) };
-        match (path.metadata(), hosts_network()) {
-            (Ok(one), Some(host)) if (one.dev(), one.ino()) == host => {
-                let reason = format!(
-                    "{} is the host's network namespace, whose interfaces the machine would \
-                     take over",
-                    path.display()
-                );
-                Err(field("linux.namespaces", format!("{reason}; {alternative}")))
-            }
+        match &self.network {
+            Some((path, identity)) if hosts_network() == Some(*identity) => refuse(format!(
+                "{} is the host's network namespace, whose interfaces the machine would take \
+                 over; {alternative}",
+                path.display()
+            )),
             _ => Ok(()),
         }
     }
+}
+
+/// A container is in one machine, whatever it joins there.
+fn one_machine(
+    joined: Option<&(Neighbour, PathBuf)>,
+    neighbour: &Neighbour,
+    path: &Path,
+) -> Result<(), BundleError> {
+    match joined {
+        Some((other, first)) if other.machine != neighbour.machine => refuse(format!(
+            "{} is of another machine (that of container {:?}) than {} (that of container {:?}): \
+             all that a container joins must be of one",
+            path.display(),
+            neighbour.machine,
+            first.display(),
+            other.machine
+        )),
+        _ => Ok(()),
+    }
+}
+
+fn refuse<T>(reason: String) -> Result<T, BundleError> {
+    Err(field("linux.namespaces", reason))
 }
 
 /// Device and inode of a namespace's file: which one it is.

@@ -34,9 +34,14 @@ fn spec(more: &Value) -> Value {
     spec
 }
 
+/// Nothing else lives on the host.
+fn alone() -> Neighbours<'static> {
+    Neighbours { network: None, of_process: &|_| None }
+}
+
 fn plan(more: &Value) -> Result<Plan, BundleError> {
     let (_dir, bundle) = bundle(spec(more));
-    Plan::new("c1", &bundle.unwrap(), HOST, &|_| None)
+    Plan::new("c1", &bundle.unwrap(), HOST, &alone())
 }
 
 #[test]
@@ -84,7 +89,8 @@ fn the_hosts_network_is_refused_with_the_alternative() {
         let mut spec = spec(&json!({}));
         spec["linux"]["namespaces"] = namespaces.clone();
         let (_dir, bundle) = bundle(spec);
-        Plan::new("c1", &bundle.unwrap(), HOST, &|_| None)
+        let network = hosts_network().map(|identity| Named { identity, occupant: None });
+        Plan::new("c1", &bundle.unwrap(), HOST, &Neighbours { network, ..alone() })
     };
     for hosts in [json!([]), json!([{"type": "network", "path": "/proc/self/ns/net"}])] {
         let error = of(&hosts).unwrap_err().to_string();
@@ -118,7 +124,7 @@ fn under_cgroup_v1_limits_have_its_names() {
     let of = |resources: &Value| {
         let spec = spec(&json!({"linux": {"cgroupsPath": "/a/b", "resources": resources}}));
         let (_dir, bundle) = bundle(spec);
-        Plan::new("c1", &bundle.unwrap(), Host { version: Version::V1, ..HOST }, &|_| None)
+        Plan::new("c1", &bundle.unwrap(), Host { version: Version::V1, ..HOST }, &alone())
     };
     let cpu = json!({"quota": 150_000, "period": 100_000, "shares": 1000, "cpus": "0-1"});
     let plan = of(&json!({"cpu": cpu, "unified": {"memory.high": "1"}})).unwrap();
@@ -152,7 +158,7 @@ fn under_cgroup_v1_limits_have_its_names() {
 fn a_scope_is_made_of_path_and_annotations() {
     let scope = |more: &Value| {
         let (_dir, bundle) = bundle(spec(more));
-        Plan::new("c1", &bundle.unwrap(), Host { systemd: true, ..HOST }, &|_| None)
+        Plan::new("c1", &bundle.unwrap(), Host { systemd: true, ..HOST }, &alone())
     };
     let plan = scope(&json!({
         "linux": {"cgroupsPath": "machine.slice:libpod:c1"},
@@ -276,11 +282,44 @@ fn a_joined_user_namespace_has_its_owners_ids() {
         ],
         "uidMappings": dummy, "gidMappings": dummy,
     }})));
-    let plan = Plan::new("c1", &bundle.unwrap(), HOST, &neighbour).unwrap();
+    let network = Some(Named { identity: (1, 2), occupant: neighbour(7) });
+    let beside = Neighbours { network, of_process: &neighbour };
+    let plan = Plan::new("c1", &bundle.unwrap(), HOST, &beside).unwrap();
     assert_eq!(plan.shares[0].ids, ShareIds::User(mappings.clone()));
     assert_eq!(plan.spec["linux"]["namespaces"][0]["path"], "/proc/42/ns/user");
     assert_eq!(plan.spec["linux"].get("uidMappings"), None);
     assert_eq!(plan.ids.uids, High::of([(100_000, 10)]).unwrap());
+}
+
+#[test]
+fn who_names_the_network_of_a_machine_joins_it() {
+    let of = |pid: i32| {
+        let machine = format!("m{}", pid / 10);
+        Some(Neighbour { machine, monitor: pid, guest_pid: 42, mappings: None })
+    };
+    let plan = |occupant, more: &[Value]| {
+        let mut namespaces = vec![json!({"type": "network", "path": "/run/netns/pod"})];
+        namespaces.extend_from_slice(more);
+        let (_dir, bundle) = bundle(spec(&json!({"linux": {"namespaces": namespaces}})));
+        let network = Some(Named { identity: (1, 2), occupant });
+        let beside = Neighbours { network, of_process: &of };
+        Plan::new("c1", &bundle.unwrap(), HOST, &beside)
+    };
+    let ipc = |pid: i32| json!({"type": "ipc", "path": format!("/proc/{pid}/ns/ipc")});
+    for more in [&[][..], &[json!({"type": "ipc"})], &[ipc(11)]] {
+        let joined = plan(of(10), more).unwrap();
+        assert_eq!(joined.machine.as_deref(), Some("m1"));
+        assert_eq!(joined.network.as_deref(), Some(Path::new("/run/netns/pod")));
+        assert_eq!(joined.namespace, Some((1, 2)));
+        assert_eq!(joined.spec["linux"]["namespaces"][0]["path"], "/proc/42/ns/net");
+    }
+    let own = plan(None, &[]).unwrap();
+    assert_eq!((own.machine, own.namespace), (None, Some((1, 2))));
+    for (occupant, word) in [(of(10), "\"m2\""), (None, "must be joined as well")] {
+        let error = plan(occupant, &[ipc(21)]).unwrap_err().to_string();
+        assert!(error.starts_with("linux.namespaces: ") && error.contains(word), "{error}");
+        assert!(error.contains("/proc/21/ns/ipc"), "{error}");
+    }
 }
 
 #[test]
