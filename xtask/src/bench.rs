@@ -30,7 +30,7 @@ pub struct Options {
 pub enum Part {
     /// Starts and memory, beside runc, crun and qemu: `build/bench/start.{json,svg}`
     Start,
-    /// Traffic and what it costs, beside runc: `build/bench/network.json`
+    /// Traffic and what it costs, beside runc and qemu: `build/bench/network.json`
     Network,
 }
 
@@ -78,6 +78,7 @@ fn one(tree: &Tree, options: &Options, part: Part) -> Result<()> {
         }
         Part::Network => {
             command.arg("network").arg("--servers").arg(image::servers::run(tree)?);
+            command.arg("--kernel").arg(tree.dist().join("share/bulkhead/vmlinux"));
         }
     }
     command.args(["--runs", &options.runs.to_string()]);

@@ -11,6 +11,7 @@ mod bare;
 mod memory;
 mod network;
 mod picture;
+mod qemu;
 mod start;
 mod verbs;
 

@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 
 use crate::bare;
 use crate::memory::{self, Memory};
-use crate::verbs;
+use crate::{qemu, verbs};
 
 /// Options of `start`.
 #[derive(Debug, clap::Args)]
@@ -115,8 +115,8 @@ fn once(report: &mut Report, options: &Options, bundle: &Bundle) -> Result<()> {
     verbs::once(&mut report.verbs, bundle.0.path())?;
     let mut line =
         |name: &str, taken| report.first_line.entry(name.into()).or_default().push(taken);
-    line(QEMU, qemu(options, &[])?);
-    line("qemu -M microvm, tuned", qemu(options, TUNED)?);
+    line(QEMU, first_line(options, qemu::PLAIN)?);
+    line("qemu -M microvm, tuned", first_line(options, qemu::TUNED)?);
     let initrd = options.share.join("initramfs.cpio");
     line(OURS, bare::first_line(&options.share.join("vmlinux"), &initrd, GUEST_MIB)?);
     line(DEBIANS, bare::first_line(&options.kernel, &initrd, GUEST_MIB)?);
@@ -210,30 +210,12 @@ pub fn output(command: &mut Command) -> Result<String> {
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
-/// Options that spare QEMU what it does not need here.
-const TUNED: &[&str] = &[
-    "-M",
-    "microvm,acpi=off,x-option-roms=off,pit=off,pic=off,rtc=off,auto-kernel-cmdline=on",
-    "-no-user-config",
-];
-
 /// Milliseconds from QEMU's start to the first user-space line.
-fn qemu(options: &Options, more: &[&str]) -> Result<f64> {
-    let append = "loglevel=3 earlyprintk=ttyS0,keep panic=-1 reboot=t tsc=reliable \
-                  no_timer_check noreplace-smp rcupdate.rcu_expedited=1 pci=off rdinit=/init";
+fn first_line(options: &Options, machine: &[&str]) -> Result<f64> {
+    let (kernel, initrd) = (options.share.join("vmlinux"), options.share.join("initramfs.cpio"));
     let start = Instant::now();
-    let mut command = Command::new("qemu-system-x86_64");
-    if more.is_empty() {
-        command.args(["-M", "microvm"]);
-    }
-    command
-        .args(["-accel", "kvm", "-cpu", "host", "-nodefaults", "-display", "none", "-no-reboot"])
-        .args(["-serial", "stdio", "-m", &GUEST_MIB.to_string(), "-append", append])
-        .args(more)
-        .arg("-kernel")
-        .arg(options.share.join("vmlinux"))
-        .arg("-initrd")
-        .arg(options.share.join("initramfs.cpio"));
+    let mut command = qemu::command(machine, &kernel, &initrd, GUEST_MIB, "loglevel=3");
+    command.args(["-serial", "stdio"]);
     let mut child = command
         .stdin(Stdio::null())
         .stdout(Stdio::piped())

@@ -2,7 +2,6 @@
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
@@ -11,34 +10,45 @@ use super::load;
 use crate::start::output;
 
 /// On a disk: overlayfs wants no overlay for its upper layer.
-const PLACE: &str = "/var/lib/bulkhead";
-const BRIDGE: &str = "bench0";
-const NETWORK: &str = "10.88.7";
-/// How long servers may take until they answer.
-const LIMIT: Duration = Duration::from_secs(120);
+pub(super) const PLACE: &str = "/var/lib/bulkhead";
+pub(super) const BRIDGE: &str = "bench0";
+pub(super) const NETWORK: &str = "10.88.7";
 
-fn shell(script: &str) -> Result<String> {
+pub(super) fn shell(script: &str) -> Result<String> {
     output(Command::new("sh").args(["-ec", script]))
 }
 
 /// The mounted file system of servers.
-pub struct Servers(tempfile::TempDir);
+pub struct Servers {
+    image: PathBuf,
+    mounted: tempfile::TempDir,
+}
 
 impl Servers {
     /// Mounts it, read-only.
     pub fn mount(image: &Path) -> Result<Servers> {
         std::fs::create_dir_all(PLACE)?;
-        let servers = Servers(tempfile::tempdir_in(PLACE)?);
-        output(Command::new("mount").args(["-o", "loop,ro"]).arg(image).arg(servers.0.path()))?;
+        let servers = Servers { image: image.into(), mounted: tempfile::tempdir_in(PLACE)? };
+        output(Command::new("mount").args(["-o", "loop,ro"]).arg(image).arg(servers.path()))?;
         // Where KVM's counters are; a host may forbid it.
         let _ = shell("mountpoint -q /sys/kernel/debug || mount -t debugfs none /sys/kernel/debug");
         Ok(servers)
+    }
+
+    /// Where it is mounted.
+    pub fn path(&self) -> &Path {
+        self.mounted.path()
+    }
+
+    /// The file that it is in.
+    pub fn image(&self) -> &Path {
+        &self.image
     }
 }
 
 impl Drop for Servers {
     fn drop(&mut self) {
-        let _ = Command::new("umount").arg(self.0.path()).status();
+        let _ = Command::new("umount").arg(self.path()).status();
     }
 }
 
@@ -83,14 +93,10 @@ impl Container {
         container.network(last)?;
         container.bundle(servers)?;
         container.create()?;
-        let begin = Instant::now();
-        while !load::is_up(&container.ip) {
-            if begin.elapsed() > LIMIT {
-                let log = std::fs::read_to_string(container.at("log")).unwrap_or_default();
-                bail!("the servers under {runtime} do not answer: {log}");
-            }
-            std::thread::sleep(Duration::from_millis(100));
-        }
+        load::wait(&container.ip).with_context(|| {
+            let log = std::fs::read_to_string(container.at("log")).unwrap_or_default();
+            format!("{runtime}: {log}")
+        })?;
         Ok(container)
     }
 
@@ -122,7 +128,7 @@ impl Container {
         }
         let options = format!(
             "lowerdir={},upperdir={},workdir={}",
-            servers.0.path().display(),
+            servers.path().display(),
             self.at("upper").display(),
             self.at("work").display()
         );

@@ -15,6 +15,8 @@ const NGINX: u16 = 80;
 const CHUNK: usize = 128 << 10;
 /// How long anything may take.
 const LIMIT: Duration = Duration::from_secs(300);
+/// How long servers may take until they answer.
+const UP_LIMIT: Duration = Duration::from_secs(120);
 const REQUEST: &[u8] = b"GET /index.html HTTP/1.1\r\nHost: bench\r\n\r\n";
 
 /// Takes what comes on one port and sends what is asked for on another, for ever.
@@ -71,9 +73,15 @@ fn connect(ip: &str, port: u16) -> Result<TcpStream> {
     Ok(stream)
 }
 
-/// Whether all servers are there.
-pub fn is_up(ip: &str) -> bool {
-    [SINK, SOURCE, NGINX].iter().all(|&port| TcpStream::connect((ip, port)).is_ok())
+/// Waits until all servers are there.
+pub fn wait(ip: &str) -> Result<()> {
+    let begin = Instant::now();
+    let is_up = || [SINK, SOURCE, NGINX].iter().all(|&port| TcpStream::connect((ip, port)).is_ok());
+    while !is_up() {
+        ensure!(begin.elapsed() < UP_LIMIT, "the servers at {ip} do not answer");
+        thread::sleep(Duration::from_millis(100));
+    }
+    Ok(())
 }
 
 /// Sends so many MiB, until the other side has them.

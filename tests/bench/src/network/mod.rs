@@ -1,26 +1,30 @@
-//! What the network of a container carries and what that costs, in runc's and in ours on the
-//! same bridge: TCP each way, and requests to nginx.
+//! What the network of a container carries and what that costs, in runc's, in ours and in
+//! another VMM's machine on the same bridge: TCP each way, and requests to nginx.
 //!
 //! ```text
-//!  bench0 (bridge) --- bench-runc              runc:             /bench serve, nginx
-//!     |            `-- bench-bulkhead-runtime  bulkhead-runtime: the same
+//!  bench0 (bridge) --- veth                runc:             /bench serve, nginx
+//!     |            |-- veth --- tc - tap   bulkhead-runtime: the same
+//!     |            |-- tap (vhost)         qemu -M microvm:  the same, with our kernel
+//!     |            `-- tap                 qemu -M microvm:  the same, with our kernel
 //!  this process
 //! ```
 //!
-//! Both run all the time and are asked in turn. The host's CPU seconds are those of everybody:
+//! All run all the time and are asked in turn. The host's CPU seconds are those of everybody:
 //! client, server, kernel, VMM.
 
 mod container;
 mod load;
+mod machine;
 mod meter;
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
 
 use self::container::{Bridge, Container, Servers};
+use self::machine::{Backend, Machine};
 use self::meter::{Cost, measured};
 use crate::start::Samples;
 
@@ -32,6 +36,9 @@ pub struct Options {
     /// The file system of servers that `cargo xtask bench` builds
     #[arg(long)]
     servers: PathBuf,
+    /// The guest's kernel (vmlinux), for QEMU
+    #[arg(long)]
+    kernel: PathBuf,
     /// Samples of each
     #[arg(long, default_value_t = 7)]
     runs: usize,
@@ -46,10 +53,12 @@ pub struct Options {
     connections: usize,
 }
 
-/// The runtimes, that which is compared with first.
-const RUNTIMES: [&str; 2] = ["runc", "bulkhead-runtime"];
+/// What the others are compared with: no machine.
+const BASE: &str = "runc";
+const RUNTIMES: [&str; 2] = [BASE, "bulkhead-runtime"];
+const BACKENDS: [Backend; 2] = [Backend::Vhost, Backend::Qemu];
 
-/// One kind of traffic to the container of one runtime.
+/// One kind of traffic to one subject.
 #[derive(Debug, Default, Serialize, Deserialize)]
 pub struct Figures {
     /// MiB or requests in a second.
@@ -64,7 +73,7 @@ pub struct Figures {
     pub kvm: BTreeMap<String, Samples>,
 }
 
-/// Ours over runc's, of medians.
+/// A subject's over those of [`BASE`], of medians.
 #[derive(Debug, Default, Serialize, Deserialize)]
 pub struct Ratios {
     /// Higher is better.
@@ -77,43 +86,75 @@ pub struct Ratios {
     pub p99: Option<f64>,
 }
 
-/// What was measured: kind of traffic, then runtime.
+/// What was measured: kind of traffic, then subject.
 #[derive(Debug, Default, Serialize, Deserialize)]
 pub struct Report {
     /// All samples.
     pub traffic: BTreeMap<String, BTreeMap<String, Figures>>,
     /// The comparison.
-    pub ratios: BTreeMap<String, Ratios>,
+    pub ratios: BTreeMap<String, BTreeMap<String, Ratios>>,
+}
+
+/// Who serves. What runs it goes with it.
+enum Subject {
+    Container(Container),
+    Machine(Backend, Machine),
+}
+
+impl Subject {
+    fn name(&self) -> &'static str {
+        match self {
+            Subject::Container(container) => container.runtime,
+            Subject::Machine(backend, _) => backend.name(),
+        }
+    }
+
+    fn ip(&self) -> &str {
+        match self {
+            Subject::Container(container) => &container.ip,
+            Subject::Machine(_, machine) => &machine.ip,
+        }
+    }
+}
+
+fn subjects(kernel: &Path, servers: &Servers, bridge: &Bridge) -> Result<Vec<Subject>> {
+    let mut last = 2..;
+    let mut last = || last.next().expect("no end");
+    let mut subjects = Vec::new();
+    for runtime in RUNTIMES {
+        subjects.push(Subject::Container(Container::start(runtime, servers, bridge, last())?));
+    }
+    for backend in BACKENDS {
+        let machine = Machine::start(backend, kernel, servers, bridge, last())?;
+        subjects.push(Subject::Machine(backend, machine));
+    }
+    Ok(subjects)
 }
 
 /// Measures everything.
 pub fn run(options: &Options) -> Result<Report> {
     let servers = Servers::mount(&options.servers)?;
     let bridge = Bridge::new()?;
-    let containers: Vec<Container> = RUNTIMES
-        .iter()
-        .enumerate()
-        .map(|(index, runtime)| Container::start(runtime, &servers, &bridge, index as u8 + 2))
-        .collect::<Result<_>>()?;
+    let subjects = subjects(&options.kernel, &servers, &bridge)?;
     let mut report = Report::default();
     for round in 0..=options.runs {
         eprintln!("bench: network, round {round} of {}", options.runs);
         // The first round fills caches and is not counted.
         let mut scratch = Report::default();
         let target = if round == 0 { &mut scratch } else { &mut report };
-        for container in &containers {
-            once(target, options, container)?;
+        for subject in &subjects {
+            once(target, options, subject)?;
         }
     }
     compare(&mut report);
     Ok(report)
 }
 
-fn once(report: &mut Report, options: &Options, container: &Container) -> Result<()> {
-    let ip = container.ip.as_str();
+fn once(report: &mut Report, options: &Options, subject: &Subject) -> Result<()> {
+    let ip = subject.ip();
     let mut add = |kind: &str, count: f64, cost: Cost, latencies: Option<Vec<f64>>| {
         let kind = report.traffic.entry(kind.into()).or_default();
-        let figures = kind.entry(container.runtime.into()).or_default();
+        let figures = kind.entry(subject.name().into()).or_default();
         figures.per_second.push(count / cost.seconds);
         figures.per_cpu_second.push(count / cost.cpu_seconds);
         if let Some(mut latencies) = latencies {
@@ -122,8 +163,7 @@ fn once(report: &mut Report, options: &Options, container: &Container) -> Result
             figures.p50_ms.get_or_insert_default().push(at(0.5));
             figures.p99_ms.get_or_insert_default().push(at(0.99));
         }
-        // A container of runc has no machine.
-        if container.runtime != RUNTIMES[0] {
+        if subject.name() != BASE {
             for (name, counted) in cost.kvm {
                 figures.kvm.entry(name).or_default().push(counted / count);
             }
@@ -143,20 +183,24 @@ fn once(report: &mut Report, options: &Options, container: &Container) -> Result
 }
 
 fn compare(report: &mut Report) {
-    for (kind, runtimes) in &report.traffic {
-        let (Some(theirs), Some(ours)) = (runtimes.get(RUNTIMES[0]), runtimes.get(RUNTIMES[1]))
-        else {
-            continue;
-        };
+    for (kind, subjects) in &report.traffic {
+        let Some(base) = subjects.get(BASE) else { continue };
+        let others = subjects.iter().filter(|(name, _)| *name != BASE);
+        let ratios = others.map(|(name, figures)| (name.clone(), figures.over(base)));
+        report.ratios.insert(kind.clone(), ratios.collect());
+    }
+}
+
+impl Figures {
+    fn over(&self, base: &Figures) -> Ratios {
         let both = |ours: &Option<Samples>, theirs: &Option<Samples>| {
             Some(ours.as_ref()?.median / theirs.as_ref()?.median)
         };
-        let ratios = Ratios {
-            per_second: ours.per_second.median / theirs.per_second.median,
-            per_cpu_second: ours.per_cpu_second.median / theirs.per_cpu_second.median,
-            p50: both(&ours.p50_ms, &theirs.p50_ms),
-            p99: both(&ours.p99_ms, &theirs.p99_ms),
-        };
-        report.ratios.insert(kind.clone(), ratios);
+        Ratios {
+            per_second: self.per_second.median / base.per_second.median,
+            per_cpu_second: self.per_cpu_second.median / base.per_cpu_second.median,
+            p50: both(&self.p50_ms, &base.p50_ms),
+            p99: both(&self.p99_ms, &base.p99_ms),
+        }
     }
 }
