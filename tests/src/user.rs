@@ -32,7 +32,10 @@ impl Person {
     /// # Panics
     /// As above.
     pub fn with(subordinate: &str) -> Person {
-        let home = tempfile::tempdir().expect("a home");
+        // A disk: an overlay takes none as its upper layer. What is above it all may enter.
+        let homes = Path::new("/var/lib/containers/bulkhead-tests");
+        std::fs::create_dir_all(homes).expect("a directory");
+        let home = tempfile::tempdir_in(homes).expect("a home");
         let passwd = std::fs::read_to_string("/etc/passwd").expect("/etc/passwd");
         let path = home.path().display().to_string();
         let passwd = format!("{passwd}person:x:{ID}:{ID}::{path}:/bin/sh\n");
