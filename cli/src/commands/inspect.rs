@@ -121,8 +121,8 @@ fn of_network(container: &Container, state: &State) -> anyhow::Result<Value> {
             all.push(entry);
         }
     }
-    let ended = !state.needs_supervisor();
-    let counted = networks::counted(container.dirs(), &container.config.id, ended)?;
+    let whose = networks::Whose { id: &container.config.id, ended: !state.needs_supervisor() };
+    let counted = networks::counted(container.dirs(), whose)?;
     Ok(json!({
         "Networks": { &options.network: {
             "IPAddress": address(true),

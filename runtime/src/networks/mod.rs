@@ -14,6 +14,7 @@
 
 mod attach;
 pub mod cidr;
+mod counted;
 mod counts;
 mod definition;
 pub mod egress;
@@ -29,7 +30,8 @@ mod standing;
 
 use std::path::PathBuf;
 
-pub use attach::{Attached, Counted, Joining, attach, counted, detach};
+pub use attach::{Attached, Joining, attach, detach};
+pub use counted::{All, Counted, Whose, counted, counted_all};
 pub use counts::{Counts, Flow, Telling, Traffic};
 pub use definition::{Created, DEFAULT, Known, Networks, missing};
 pub use files::{Paths, paths};
@@ -110,6 +112,12 @@ pub enum NetworkError {
     /// nftables.
     #[error("cannot set the rules of the network by nft: {0}")]
     Rules(String),
+    /// What nftables tells.
+    #[error(
+        "cannot read the rules of the network by nft: {0}; where a firewall's reload has removed \
+         them, a container has its own again once it is started anew"
+    )]
+    Listing(String),
     /// The program.
     #[error(
         "there is no program nft, which sets the rules of the network: install nftables \
