@@ -190,9 +190,13 @@ fn first_record(joining: &Joining, known: &Known) -> Result<Record, NetworkError
         let ports: Vec<_> = options.ports.iter().map(Published::mapping).collect();
         settings.insert("portMappings".into(), json!(ports));
     }
-    let mut names = vec![joining.name.to_owned(), joining.hostname.to_owned()];
-    names.push(crate::id::short(joining.id).to_owned());
-    names.dedup();
+    let own = [joining.name, joining.hostname, crate::id::short(joining.id)];
+    let mut names: Vec<String> = Vec::new();
+    for name in own.into_iter().chain(options.aliases.iter().map(|alias| alias.0.as_str())) {
+        if !names.iter().any(|known| known == name) {
+            names.push(name.to_owned());
+        }
+    }
     Ok(Record {
         list: known.list.clone(),
         subnets,
@@ -362,7 +366,7 @@ mod tests {
         let taken = TcpListener::bind("127.0.0.1:0").unwrap();
         let port = taken.local_addr().unwrap().port();
         let check = |ports: &[String]| {
-            let ports: Vec<Published> = ports.iter().map(|port| port.parse().unwrap()).collect();
+            let ports: Vec<_> = ports.iter().map(|port| Published::test(port)).collect();
             check_ports(&dirs, &ports).map_err(|error| error.to_string())
         };
         let error = check(&[format!("127.0.0.1:{port}:80")]).unwrap_err();

@@ -13,6 +13,7 @@
 //! its interfaces go, and with these the host's ends of them and the rules that are on these.
 
 mod attach;
+pub mod bandwidth;
 pub mod cidr;
 mod counted;
 mod counts;
