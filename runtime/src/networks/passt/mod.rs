@@ -15,6 +15,8 @@
 //! has. Nothing is on disk, or in the host's kernel, that would have to be undone.
 
 mod frame;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod hostile;
 mod judge;
 mod relay;
 
