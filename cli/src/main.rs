@@ -1,6 +1,7 @@
 //! The `bulkhead` command. See `commands` for its verbs.
 
 mod args;
+mod bandwidth_flags;
 mod commands;
 mod doctor;
 mod errors;

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
 
-/// Most that a program may write to its standard output.
+/// Most that a program may write to its standard output, in bytes, unless it is told otherwise.
 pub const MAX_OUTPUT: u64 = 4 << 20;
 /// How often an end is looked for once the output is closed.
 const LOOK: Duration = Duration::from_millis(2);
@@ -29,7 +29,21 @@ pub struct Ended {
 ///
 /// # Errors
 /// When it cannot be started, takes longer than `limit`, or writes too much.
-pub fn run(mut command: Command, input: &[u8], log: File, limit: Duration) -> io::Result<Ended> {
+pub fn run(command: Command, input: &[u8], log: File, limit: Duration) -> io::Result<Ended> {
+    run_up_to(MAX_OUTPUT, command, input, log, limit)
+}
+
+/// As [`run`], of a program that may write `most` bytes to its standard output.
+///
+/// # Errors
+/// As [`run`].
+pub fn run_up_to(
+    most: u64,
+    mut command: Command,
+    input: &[u8],
+    log: File,
+    limit: Duration,
+) -> io::Result<Ended> {
     let deadline = Instant::now() + limit;
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(log).process_group(0);
     let mut child = command.spawn()?;
@@ -37,8 +51,8 @@ pub fn run(mut command: Command, input: &[u8], log: File, limit: Duration) -> io
     let input = input.to_vec();
     // One that does not read all of it says itself what is wrong.
     std::thread::spawn(move || stdin.map(|mut stdin| stdin.write_all(&input)));
-    let output = collect(stdout);
-    let ended = wait(&mut child, &output, deadline);
+    let output = collect(stdout, most);
+    let ended = wait(&mut child, &output, most, deadline);
     if ended.is_err() {
         let _ = killpg(Pid::from_raw(child.id() as i32), Signal::SIGKILL);
         let _ = child.wait();
@@ -46,11 +60,11 @@ pub fn run(mut command: Command, input: &[u8], log: File, limit: Duration) -> io
     ended
 }
 
-fn collect(stream: Option<impl Read + Send + 'static>) -> Receiver<io::Result<Vec<u8>>> {
+fn collect(stream: Option<impl Read + Send + 'static>, most: u64) -> Receiver<io::Result<Vec<u8>>> {
     let (sender, receiver) = channel();
     std::thread::spawn(move || {
         let mut bytes = Vec::new();
-        let result = stream.map_or(Ok(0), |it| it.take(MAX_OUTPUT + 1).read_to_end(&mut bytes));
+        let result = stream.map_or(Ok(0), |it| it.take(most + 1).read_to_end(&mut bytes));
         let _ = sender.send(result.map(|_| bytes));
     });
     receiver
@@ -59,12 +73,13 @@ fn collect(stream: Option<impl Read + Send + 'static>) -> Receiver<io::Result<Ve
 fn wait(
     child: &mut Child,
     output: &Receiver<io::Result<Vec<u8>>>,
+    most: u64,
     deadline: Instant,
 ) -> io::Result<Ended> {
     let late = || io::Error::new(io::ErrorKind::TimedOut, "it did not end in time");
     let left = deadline.saturating_duration_since(Instant::now());
     let stdout = output.recv_timeout(left).map_err(|_| late())??;
-    if stdout.len() as u64 > MAX_OUTPUT {
+    if stdout.len() as u64 > most {
         return Err(io::Error::other("it wrote too much"));
     }
     loop {

@@ -74,8 +74,11 @@ fn containers_reach_each_other_and_the_host_a_published_port() {
     let _turn = shared();
     let made = Made::new("e2e-names", &["--ipv6", "--mtu", "1400"]);
     let network = ["--network", made.0];
-    let options = ["--name", "e2e-web", "--hostname", "webhost", "-p", "127.0.0.1:18080:80"];
-    let web = Background::start(&[&network[..], &options].concat(), &SERVER);
+    let options =
+        ["--name", "e2e-web", "--hostname", "webhost", "-p", "127.0.0.1:18079-18080:79-80"];
+    let aliases = ["--network-alias", "e2e-store", "--network-alias", "e2e-shop"];
+    let both = ["sh", "-c", "httpd -p 79 -h /etc; exec httpd -f -p 80 -h /etc"];
+    let web = Background::start(&[&network[..], &options, &aliases].concat(), &both);
     let (four, six) = (address(&web, "IPAddress"), address(&web, "GlobalIPv6Address"));
     let ports = web.inspect()["NetworkSettings"]["Ports"].clone();
     assert_eq!(ports["80/tcp"][0]["HostPort"], "18080", "{ports}");
@@ -85,7 +88,7 @@ fn containers_reach_each_other_and_the_host_a_published_port() {
     // Debian's: a static busybox cannot look up names.
     let run = [&["run", "-d"], &network[..], &options, &more, &[debian(), "sleep", "100000"]];
     let peer = Background { id: bulkhead(&run.concat()).ok() };
-    for host in ["e2e-web", "webhost", &web.id[..12], &four, &six] {
+    for host in ["e2e-web", "webhost", "e2e-shop", &web.id[..12], &four, &six] {
         let text = peer.exec(&format!("bash -c '{}'", ask(host, 80))).ok();
         assert!(text.contains("ID=small"), "{host}: {text}");
     }
@@ -96,12 +99,16 @@ fn containers_reach_each_other_and_the_host_a_published_port() {
     // Who came later is known as well, and who goes is forgotten.
     let own = address(&peer, "IPAddress");
     let hosts = || web.exec("cat /etc/hosts").ok();
+    let names = "webhost e2e-web e2e-store e2e-shop";
+    assert!(hosts().contains(&format!("{four}\t{names}")), "its own: {}", hosts());
     assert!(hosts().contains(&format!("{own}\te2e-peer")), "{}", hosts());
     drop(peer);
     eventually("the name is gone", || !hosts().contains("e2e-peer"));
 
-    let answer = get("127.0.0.1", 18080);
-    assert!(answer.contains("ID=small"), "{answer}");
+    for port in [18079, 18080] {
+        let answer = get("127.0.0.1", port);
+        assert!(answer.contains("ID=small"), "{port}: {answer}");
+    }
     let taken = ["run", "--rm", "--network", made.0, "-p", "18080:81", small(), "true"];
     bulkhead(&taken).fails_saying(125, &["18080:81/tcp", "e2e-web"]);
     bulkhead(&["network", "rm", made.0]).fails_saying(1, &["in use by e2e-web"]);
@@ -249,6 +256,13 @@ fn what_no_network_can_be_is_told() {
     run(&["--network", "nowhere"])
         .fails_saying(125, &["no such network: nowhere", "network create"]);
     run(&["--network", "none", "-p", "80:80"]).fails_saying(125, &["--publish"]);
+    for (options, said) in [
+        (["--egress-rate", "0"], "between 1kbit and 1000tbit"),
+        (["-p", "80-82:80-81"], "3 of the host cannot lead to 2"),
+    ] {
+        let refused = run(&options).expect(125);
+        assert!(refused.stderr.contains(said), "{said} in {}", refused.stderr);
+    }
     let mut command = std::process::Command::new("bulkhead");
     command.env("CNI_PATH", "/nowhere").args([
         "run",

@@ -1,5 +1,6 @@
 //! Nothing is left behind, whoever is killed.
 
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -113,11 +114,21 @@ fn no_vmm_outlives_its_supervisor() {
     warm_up();
     none(|| {
         // A monitor.
-        let idle = Background::idle(&[]);
+        let idle = Background::idle(&["--name", "e2e-killed"]);
+        let log = idle.inspect()["LogPath"].as_str().expect("a path").to_owned();
         strike(idle.supervisor());
         let start = Instant::now();
         eventually("the VMM ends", || pids("bulkhead-vmm").is_empty());
         assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
+        // Where its end cannot be written down, it is named, and whatever else there is is told.
+        let end = Path::new(&log).with_file_name("state.json");
+        std::fs::create_dir(&end).expect("a directory in its place");
+        let failed = ["cannot find out the state of container e2e-killed", "state.json"];
+        let metrics = bulkhead(&["metrics"]).fails_saying(1, &failed).text();
+        assert!(metrics.contains("bulkhead_scrape_errors 1\n"), "{metrics}");
+        let table = bulkhead(&["ps"]).fails_saying(1, &failed).text();
+        assert!(table.contains("CONTAINER ID"), "{table}");
+        std::fs::remove_dir(end).expect("it is empty");
         let running = bulkhead(&["ps", "--no-trunc", "-q"]).ok();
         assert!(!running.contains(&idle.id), "{running}");
         let state = idle.inspect()["State"].clone();

@@ -10,13 +10,14 @@ use bulkhead_tests::leaks::{none, pids};
 use bulkhead_tests::outside::{Outside, get};
 use bulkhead_tests::program::{Finished, compile, eventually, limit, run, script};
 use bulkhead_tests::turn::alone;
-use bulkhead_tests::{Background, bulkhead, guest, small};
+use bulkhead_tests::{Background, bulkhead, guest, rates, small};
 use nix::sys::signal::{SIGKILL, kill};
 use nix::unistd::Pid;
 
 const PASST: [&str; 2] = ["--network", "passt"];
 /// Servers of /etc, and an echo of datagrams.
-const SERVERS: [&str; 3] = ["sh", "-c", "/guest/echod & exec httpd -f -p 80 -h /etc"];
+const SERVERS: [&str; 3] =
+    ["sh", "-c", "/guest/echod & httpd -p 81 -h /guest; exec httpd -f -p 80 -h /etc"];
 
 /// A directory with the echo, and the option that shows it.
 fn programs() -> (tempfile::TempDir, String) {
@@ -66,9 +67,12 @@ fn behind_passt_ports_are_published_and_the_host_is_closed() {
     let _turn = alone();
     let outside = Outside::set_up();
     let (programs, volume) = programs();
+    rates::prepare(programs.path());
     let options = [
         &PASST[..],
+        &rates::OPTIONS,
         &["-v", &volume, "-p", "127.0.0.1:18091:80", "-p", "18092:80"],
+        &["-p", "127.0.0.1:18096-18097:80-81"],
         &["-p", "127.0.0.1:18093:7/udp", "--add-host", "db:192.0.2.7", "--dns", "192.0.2.53"],
     ]
     .concat();
@@ -82,13 +86,15 @@ fn behind_passt_ports_are_published_and_the_host_is_closed() {
         assert!(text.contains(part), "{part} in {text}");
     }
 
-    for (address, port) in [("127.0.0.1", 18091), ("127.0.0.1", 18092), ("203.0.113.1", 18092)] {
+    let own = [18091, 18092, 18096].map(|port| ("127.0.0.1", port));
+    for (address, port) in own.into_iter().chain([("203.0.113.1", 18092)]) {
         let answer = get(address, port);
         assert!(answer.contains("ID=small"), "{address}:{port}: {answer}");
     }
     assert!(outside.get("203.0.113.1", 18092).text().contains("ID=small"));
     assert_ne!(outside.get("203.0.113.1", 18091).status, 0, "that is for loopback alone");
     echoes(18093);
+    rates::are_held(&plain, ("127.0.0.1", 18097), &outside, programs.path());
     let taken = [&["run", "--rm"], &PASST[..], &["-p", "18091:80", small(), "true"]].concat();
     bulkhead(&taken).fails_saying(125, &["18091:80/tcp", "in use"]);
     let six = [&["run", "--rm"], &PASST[..], &["-p", "[::1]:18094:80", small(), "true"]].concat();

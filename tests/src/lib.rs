@@ -15,6 +15,7 @@ pub mod netns;
 pub mod oci;
 pub mod outside;
 pub mod program;
+pub mod rates;
 pub mod systemd;
 pub mod tarball;
 pub mod terminal;

@@ -10,9 +10,14 @@ pub fn get(address: &str, port: u16) -> String {
 
 /// The same for any bash.
 pub fn ask(address: &str, port: u16) -> String {
+    transfer(address, port, "os-release").replace("60 cat", "20 cat")
+}
+
+/// Of any file.
+pub fn transfer(address: &str, port: u16, file: &str) -> String {
     format!(
         "exec 3<>/dev/tcp/{address}/{port} && \
-         printf \"GET /os-release HTTP/1.0\\r\\n\\r\\n\" >&3 && timeout 20 cat <&3"
+         printf \"GET /{file} HTTP/1.0\\r\\n\\r\\n\" >&3 && timeout 60 cat <&3"
     )
 }
 

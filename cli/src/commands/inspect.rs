@@ -3,7 +3,7 @@
 use clap::Args;
 use images::Image;
 use runtime::container::{Container, ContainerError, State};
-use runtime::networks;
+use runtime::networks::{self, bandwidth::Bandwidth};
 use runtime::rootless::is_rootless;
 use runtime::sandbox::cgroup;
 use serde_json::{Value, json};
@@ -123,8 +123,8 @@ fn of_network(container: &Container, state: &State) -> anyhow::Result<Value> {
             all.push(entry);
         }
     }
-    let ended = !state.needs_supervisor();
-    let counted = networks::counted(container.dirs(), &container.config.id, ended)?;
+    let whose = networks::Whose { id: &container.config.id, ended: !state.needs_supervisor() };
+    let counted = networks::counted(container.dirs(), whose)?;
     Ok(json!({
         "Networks": { &options.network: {
             "IPAddress": address(true),
@@ -134,12 +134,30 @@ fn of_network(container: &Container, state: &State) -> anyhow::Result<Value> {
             "GlobalIPv6PrefixLen": length(false),
             "IPv6Gateway": gateway(false),
             "MacAddress": standing.mac,
+            "Aliases": options.aliases,
         } },
         "Ports": ports,
         "Egress": options.egress,
         "AllowHost": options.allow_host,
+        "Bandwidth": of_bandwidth(&options.bandwidth),
         "Refused": counted.refused,
     }))
+}
+
+/// Bits and packets in a second, bytes of a burst; null where there is no limit.
+fn of_bandwidth(bandwidth: &Bandwidth) -> Value {
+    let Bandwidth { ingress, egress } = bandwidth;
+    if bandwidth.is_free() {
+        return Value::Null;
+    }
+    json!({
+        "IngressRate": ingress.rate,
+        "IngressBurst": ingress.burst,
+        "IngressPackets": ingress.packets,
+        "EgressRate": egress.rate,
+        "EgressBurst": egress.burst,
+        "EgressPackets": egress.packets,
+    })
 }
 
 fn of_state(state: &State) -> Value {

@@ -1,11 +1,17 @@
 //! `bulkhead metrics`: figures of all containers, for programs that collect such.
+//!
+//! What cannot be had hides nothing else: all that is known is printed, what is not is named on
+//! standard error and counted (`bulkhead_scrape_errors`, as other exporters have it), and the
+//! exit code is 1. Nothing at all is printed where there is no list of containers.
 
 use std::fmt::Write;
 
 use clap::Args;
-use runtime::container::{Container, State};
-use runtime::networks::{self, Counted, Flow, Refused};
+use runtime::container::list::States;
+use runtime::container::{Container, State, chain};
+use runtime::networks::{self, All, Counted, Flow, NetworkError, Refused, Whose};
 
+use crate::errors::say;
 use crate::output::line;
 
 /// Options of `metrics`: none.
@@ -14,11 +20,35 @@ pub struct Arguments {}
 
 /// Prints them.
 pub fn run(_: &Arguments) -> anyhow::Result<u8> {
-    let list = super::containers().list()?;
-    super::warn_of(&list.damaged);
-    let found: Vec<_> = list.sound.iter().map(|(one, state)| Figures::of(one, state)).collect();
-    line(text(&found).trim_end())?;
-    Ok(0)
+    let containers = super::containers();
+    let list = containers.list()?;
+    super::tell_of_missing(&list);
+    let States { known, uncertain, damaged } = list;
+    let asked: Vec<_> = known.iter().filter(|one| has_network(one)).map(whose).collect();
+    let All { each, rules } = networks::counted_all(containers.dirs(), &asked);
+    let mut missing = uncertain.len() + damaged.len();
+    if let Err(error) = rules {
+        missing += 1;
+        say(&chain(&error));
+    }
+    let mut each = each.into_iter();
+    let mut found = Vec::with_capacity(known.len());
+    for one in &known {
+        let counted = if has_network(one) { each.next() } else { None };
+        let (figures, complete) = Figures::of(one, counted);
+        missing += usize::from(!complete);
+        found.push(figures);
+    }
+    line(text(&found, missing).trim_end())?;
+    Ok(u8::from(missing > 0))
+}
+
+fn has_network((container, _): &(Container, State)) -> bool {
+    container.config.network.is_some()
+}
+
+fn whose((container, state): &(Container, State)) -> Whose<'_> {
+    Whose { id: container.id(), ended: !state.needs_supervisor() }
 }
 
 /// Of one container.
@@ -31,43 +61,46 @@ struct Figures {
 }
 
 impl Figures {
-    /// What is not known is left out: a counter must not fall.
-    fn of(container: &Container, state: &State) -> Figures {
-        let (dirs, config) = (container.dirs(), &container.config);
-        let mut counted = Counted::default();
-        if config.network.is_some() {
-            match networks::counted(dirs, &config.id, !state.needs_supervisor()) {
-                Ok(known) => counted = known,
-                Err(error) => crate::errors::warn(&runtime::container::chain(&error)),
+    /// What is not known is left out: a counter must not fall. Whether all could be looked at.
+    fn of(
+        (container, state): &(Container, State),
+        counted: Option<Result<Counted, NetworkError>>,
+    ) -> (Figures, bool) {
+        let config = &container.config;
+        let (counted, complete) = match counted.transpose() {
+            Ok(known) => (known.unwrap_or_default(), true),
+            Err(error) => {
+                say(&format!("container {}: {}", config.name, chain(&error)));
+                (Counted::default(), false)
             }
-        }
-        Figures {
+        };
+        let figures = Figures {
             id: config.id.clone(),
             name: config.name.clone(),
             image: config.image.clone(),
             running: matches!(state, State::Running { .. } | State::Paused { .. }),
             counted,
-        }
+        };
+        (figures, complete)
     }
 }
 
 /// All of them in Prometheus' text format, version 0.0.4, which is also what its node
-/// exporter takes from files.
-fn text(found: &[Figures]) -> String {
+/// exporter takes from files. `missing`: how much could not be looked at.
+fn text(found: &[Figures], missing: usize) -> String {
     let mut text = String::new();
     let mut family = |name: &str, kind: &str, help: &str, samples: Vec<(String, u64)>| {
         // Cannot fail: the text is a String.
         let _ = writeln!(text, "# HELP bulkhead_{name} {help}\n# TYPE bulkhead_{name} {kind}");
         for (labels, value) in samples {
-            let _ = writeln!(text, "bulkhead_{name}{{{labels}}} {value}");
+            let _ = writeln!(text, "bulkhead_{name}{labels} {value}");
         }
     };
     let labels = |one: &Figures, more: &[(&str, &str)]| {
         let own = [("id", one.id.as_str()), ("name", &one.name)];
         let all = own.iter().chain(more);
-        all.map(|(key, value)| format!("{key}=\"{}\"", escaped(value)))
-            .collect::<Vec<_>>()
-            .join(",")
+        let all = all.map(|(key, value)| format!("{key}=\"{}\"", escaped(value)));
+        format!("{{{}}}", all.collect::<Vec<_>>().join(","))
     };
     let each = |sample: &dyn Fn(&Figures) -> Vec<(String, u64)>| {
         found.iter().flat_map(sample).collect::<Vec<_>>()
@@ -94,6 +127,8 @@ fn text(found: &[Figures]) -> String {
     };
     let help = "Frames that a container's machine sent, or wanted to, and that went nowhere.";
     family("network_refused_frames_total", "counter", help, each(&refused));
+    let help = "Containers, and tables of rules, of which figures are missing for an error.";
+    family("scrape_errors", "gauge", help, vec![(String::new(), missing as u64)]);
     text
 }
 
@@ -144,7 +179,7 @@ mod tests {
         };
         let (image, counted) = ("small".into(), Counted::default());
         let other = Figures { id: "cd".into(), name: "c".into(), image, running: false, counted };
-        let all = text(&[one, other]);
+        let all = text(&[one, other], 3);
         let name = r#"id="ab",name="a\"\\\n?""#;
         for line in [
             "# TYPE bulkhead_network_refused_frames_total counter",
@@ -153,11 +188,12 @@ mod tests {
             &format!("bulkhead_network_bytes_total{{{name},direction=\"received\"}} 99"),
             &format!("bulkhead_network_refused_frames_total{{{name},reason=\"egress\"}} 3"),
             &format!("bulkhead_network_refused_frames_total{{{name},reason=\"guard\"}} 4"),
+            "bulkhead_scrape_errors 3",
         ] {
             assert!(all.lines().any(|found| found == line), "{line} in {all}");
         }
         assert!(!all.contains("malformed"), "of which nothing is known");
         assert_eq!(all.lines().filter(|line| line.contains("\"cd\"")).count(), 2);
-        assert_eq!(all.lines().filter(|line| line.starts_with("# HELP")).count(), 5);
+        assert_eq!(all.lines().filter(|line| line.starts_with("# HELP")).count(), 6);
     }
 }

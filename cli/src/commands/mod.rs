@@ -22,7 +22,8 @@ pub mod stop;
 use std::future::Future;
 
 use anyhow::Context;
-use runtime::container::{Containers, Damaged};
+use runtime::container::list::States;
+use runtime::container::{Containers, Damaged, chain};
 use runtime::dirs::Dirs;
 use runtime::rootless;
 
@@ -67,8 +68,18 @@ pub fn containers() -> Containers {
 /// Tells of containers that are left out because they cannot be read.
 pub fn warn_of(damaged: &[Damaged]) {
     for container in damaged {
-        crate::errors::warn(&runtime::container::chain(container));
+        crate::errors::warn(&chain(container));
     }
+}
+
+/// The same, and of those whose state could not be found out, which is a failure: the exit
+/// code of a verb that goes on without them.
+pub fn tell_of_missing(list: &States) -> u8 {
+    warn_of(&list.damaged);
+    for container in &list.uncertain {
+        crate::errors::say(&chain(container));
+    }
+    u8::from(!list.uncertain.is_empty())
 }
 
 /// Runs `future` to its end on this thread.

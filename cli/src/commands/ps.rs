@@ -37,8 +37,8 @@ pub enum Format {
 pub fn run(arguments: &Arguments) -> anyhow::Result<u8> {
     let mut rows = Vec::new();
     let list = super::containers().list()?;
-    super::warn_of(&list.damaged);
-    for (container, state) in list.sound {
+    let code = super::tell_of_missing(&list);
+    for (container, state) in list.known {
         if !arguments.all && !state.needs_supervisor() {
             continue;
         }
@@ -52,7 +52,7 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<u8> {
     if !arguments.quiet && arguments.format == Format::Table {
         table(&["CONTAINER ID", "IMAGE", "COMMAND", "CREATED", "STATUS", "NAMES"], rows)?;
     }
-    Ok(0)
+    Ok(code)
 }
 
 struct Row {

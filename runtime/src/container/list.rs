@@ -1,6 +1,6 @@
 //! `ps`: all containers with their states.
 
-use super::{Container, ContainerError, Containers, Damaged, State};
+use super::{Container, ContainerError, Containers, Damaged, State, Uncertain};
 
 /// What lies in the directory of containers.
 #[derive(Debug)]
@@ -11,28 +11,38 @@ pub struct Listing<T> {
     pub damaged: Vec<Damaged>,
 }
 
+/// Containers with their states.
+#[derive(Debug)]
+pub struct States {
+    /// Those whose state is known, newest first.
+    pub known: Vec<(Container, State)>,
+    /// Those whose state is not as it is written, and could not be corrected.
+    pub uncertain: Vec<Uncertain>,
+    /// Those that cannot be read.
+    pub damaged: Vec<Damaged>,
+}
+
 impl Containers {
-    /// Containers and their true states, newest first. Removes what is left of
-    /// those whose creation or removal was killed.
+    /// Containers and their true states. Removes what is left of those whose creation or
+    /// removal was killed.
     ///
     /// # Errors
-    /// When the directory cannot be read or a state not be corrected.
-    pub fn list(&self) -> Result<Listing<(Container, State)>, ContainerError> {
+    /// When the directory cannot be read. What is wrong with one container hides no other.
+    pub fn list(&self) -> Result<States, ContainerError> {
         // Somebody who creates one at this moment sweeps as well.
         if let Some(names) = self.try_lock_names() {
             self.sweep(names);
         }
-        let Listing { sound: containers, mut damaged } = self.all()?;
-        let mut sound = Vec::new();
-        for container in containers {
+        let Listing { sound, mut damaged } = self.all()?;
+        let (mut known, mut uncertain) = (Vec::new(), Vec::new());
+        for container in sound.into_iter().rev() {
             match container.state() {
-                Ok(Some(state)) => sound.push((container, state)),
+                Ok(Some(state)) => known.push((container, state)),
                 Ok(None) => {}
                 Err(ContainerError::Unreadable(error)) => damaged.push(error),
-                Err(error) => return Err(error),
+                Err(error) => uncertain.push(Uncertain::new(container.name(), error)),
             }
         }
-        sound.reverse();
-        Ok(Listing { sound, damaged })
+        Ok(States { known, uncertain, damaged })
     }
 }

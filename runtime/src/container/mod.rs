@@ -65,6 +65,21 @@ impl Damaged {
     }
 }
 
+/// A container whose state is not as it is written, and could not be corrected.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot find out the state of container {name}")]
+pub struct Uncertain {
+    /// Its name.
+    pub name: String,
+    source: Box<ContainerError>,
+}
+
+impl Uncertain {
+    fn new(name: impl Into<String>, source: ContainerError) -> Uncertain {
+        Uncertain { name: name.into(), source: Box::new(source) }
+    }
+}
+
 /// Why a verb failed.
 #[derive(Debug, thiserror::Error)]
 pub enum ContainerError {

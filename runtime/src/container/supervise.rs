@@ -238,7 +238,8 @@ async fn build(
     let network = match network {
         Some(attached) => {
             attached.enter()?;
-            let policy = Policy { guard: true, limits: None };
+            let limits = config.network.as_ref().and_then(|asked| asked.bandwidth.limits());
+            let policy = Policy { guard: true, limits };
             Some(Network::open(config.shape.vcpus, policy).map_err(LaunchError::from)?)
         }
         None => None,

@@ -86,7 +86,7 @@ mod tests {
         let strange = dir.path().join("lib/containers/lost+found");
         std::fs::create_dir(&strange).unwrap();
         drop(all.lock_names().unwrap());
-        assert!(all.list().unwrap().sound.is_empty());
+        assert!(all.list().unwrap().known.is_empty());
         assert!([both, lasting, volatile].iter().all(is_gone));
         assert!(strange.exists());
     }

@@ -17,7 +17,7 @@ use super::options::{Networking, Protocol, Published};
 use super::passt::{self, Passt};
 use super::record::{self, Record};
 use super::rules::{self, Guest, Policy, Refused};
-use super::{Known, NetworkError, Networks, Traffic, counts, hosts, link};
+use super::{Known, NetworkError, Networks, hosts, link};
 use crate::cni::{Client, CniResult, NetworkList, PluginPath};
 use crate::dirs::Dirs;
 use crate::files::{FileError, write_json};
@@ -28,7 +28,7 @@ pub(super) const REFUSED: &str = "refused.json";
 /// Name of a container's interface.
 pub(super) const INTERFACE: &str = "eth0";
 /// Interfaces of a container whose ends on the host have rules.
-const MAX_ENDS: usize = 4;
+pub(super) const MAX_ENDS: usize = 4;
 
 /// A container that is to have a network.
 #[derive(Debug)]
@@ -197,9 +197,13 @@ fn first_record(joining: &Joining, known: &Known) -> Result<Record, NetworkError
         let ports: Vec<_> = options.ports.iter().map(Published::mapping).collect();
         settings.insert("portMappings".into(), json!(ports));
     }
-    let mut names = vec![joining.name.to_owned(), joining.hostname.to_owned()];
-    names.push(crate::id::short(joining.id).to_owned());
-    names.dedup();
+    let own = [joining.name, joining.hostname, crate::id::short(joining.id)];
+    let mut names: Vec<String> = Vec::new();
+    for name in own.into_iter().chain(options.aliases.iter().map(|alias| alias.0.as_str())) {
+        if !names.iter().any(|known| known == name) {
+            names.push(name.to_owned());
+        }
+    }
     Ok(Record {
         list: known.list.clone(),
         subnets,
@@ -364,39 +368,6 @@ pub(super) fn check_ports(dirs: &Dirs, ports: &[Published]) -> Result<(), Networ
     Ok(())
 }
 
-/// What is known of a container's frames.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Counted {
-    /// Since its start; of one that has ended, until its end.
-    pub refused: Option<Refused>,
-    /// Since its start; not known after its end.
-    pub traffic: Option<Traffic>,
-}
-
-/// Looks what was refused to a container, and what passed. `ended`: it does not run.
-///
-/// # Errors
-/// When its files cannot be read. Who does not answer leaves gaps.
-pub fn counted(dirs: &Dirs, id: &str, ended: bool) -> Result<Counted, NetworkError> {
-    let lib = dirs.container_lib(id);
-    let boot = record::this_boot()?;
-    let told = counts::ask(&dirs.sandbox(id));
-    let traffic = told.as_ref().and_then(|told| told.traffic);
-    let has_rules = record::read(&lib)?.is_some_and(|record| record.rules && record.is_of(&boot));
-    let refused = match (has_rules, told.map(|told| told.refused)) {
-        (true, told) => {
-            rules::refused(id, MAX_ENDS).map(|refused| refused.and(told.unwrap_or_default()))
-        }
-        (false, Some(told)) => Some(told),
-        (false, None) if ended => {
-            Some(crate::files::read_json(&lib.join(REFUSED))?.unwrap_or_default())
-        }
-        // It begins or ends at this moment, or its supervisor does not answer.
-        (false, None) => None,
-    };
-    Ok(Counted { refused, traffic })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -408,7 +379,7 @@ mod tests {
         let taken = TcpListener::bind("127.0.0.1:0").unwrap();
         let port = taken.local_addr().unwrap().port();
         let check = |ports: &[String]| {
-            let ports: Vec<Published> = ports.iter().map(|port| port.parse().unwrap()).collect();
+            let ports: Vec<_> = ports.iter().map(|port| Published::test(port)).collect();
             check_ports(&dirs, &ports).map_err(|error| error.to_string())
         };
         let error = check(&[format!("127.0.0.1:{port}:80")]).unwrap_err();
@@ -424,9 +395,5 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let dirs = Dirs { run: dir.path().join("run"), lib: dir.path().join("lib") };
         detach(&dirs, &"a".repeat(64), None, None).unwrap();
-        let counted = |ended| counted(&dirs, &"a".repeat(64), ended).unwrap();
-        let none = Counted { refused: Some(Refused::default()), traffic: None };
-        assert_eq!(counted(true), none);
-        assert_eq!(counted(false), Counted::default(), "nobody tells");
     }
 }

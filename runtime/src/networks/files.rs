@@ -103,10 +103,14 @@ fn hosts(options: &Networking, who: &Identity) -> String {
          fe00::0\tip6-localnet\nff00::0\tip6-mcastprefix\n\
          ff02::1\tip6-allnodes\nff02::2\tip6-allrouters\n",
     );
+    let mut names = vec![who.hostname];
+    for name in [who.name].into_iter().chain(options.aliases.iter().map(|alias| alias.0.as_str())) {
+        if !names.contains(&name) {
+            names.push(name);
+        }
+    }
     for address in who.addresses {
-        let name = if who.name == who.hostname { "" } else { who.name };
-        text.push_str(format!("{address}\t{} {name}", who.hostname).trim_end());
-        text.push('\n');
+        text.push_str(&format!("{address}\t{}\n", names.join(" ")));
     }
     for host in &options.hosts {
         if let Some(address) = host.address.or(who.gateway) {
@@ -141,6 +145,7 @@ mod tests {
         let options = Networking {
             dns: vec!["1.1.1.1".parse().unwrap(), "2606:4700::1".parse().unwrap()],
             dns_search: vec!["a.example".into(), "b.example".into()],
+            aliases: ["web", "www"].map(|alias| alias.parse().unwrap()).to_vec(),
             hosts: vec!["db:10.0.0.9".parse().unwrap(), "host:host-gateway".parse().unwrap()],
             ..Networking::default()
         };
@@ -158,8 +163,8 @@ mod tests {
         let paths = paths(dir.path());
         let hosts = read(paths.hosts);
         for line in [
-            "10.87.0.2\th web",
-            "fd00::2\th web",
+            "10.87.0.2\th web www",
+            "fd00::2\th web www",
             "10.0.0.9\tdb",
             "10.87.0.1\thost",
             "192.0.2.1\tex.example",

@@ -13,7 +13,9 @@
 //! its interfaces go, and with these the host's ends of them and the rules that are on these.
 
 mod attach;
+pub mod bandwidth;
 pub mod cidr;
+mod counted;
 mod counts;
 mod definition;
 pub mod egress;
@@ -31,7 +33,8 @@ use std::path::PathBuf;
 
 use crate::rootless;
 
-pub use attach::{Attached, Counted, Joining, attach, counted, detach};
+pub use attach::{Attached, Joining, attach, detach};
+pub use counted::{All, Counted, Whose, counted, counted_all};
 pub use counts::{Counts, Flow, Telling, Traffic};
 pub use definition::{Created, DEFAULT, Known, Networks, missing};
 pub use files::{Paths, paths};
@@ -112,6 +115,12 @@ pub enum NetworkError {
     /// nftables.
     #[error("cannot set the rules of the network by nft: {0}")]
     Rules(String),
+    /// What nftables tells.
+    #[error(
+        "cannot read the rules of the network by nft: {0}; where a firewall's reload has removed \
+         them, a container has its own again once it is started anew"
+    )]
+    Listing(String),
     /// The program.
     #[error(
         "there is no program nft, which sets the rules of the network: install nftables \

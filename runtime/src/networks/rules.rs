@@ -17,6 +17,7 @@
 //! that the source tells whose a packet is. Each change is one transaction.
 
 mod judge;
+mod refused;
 
 use std::fmt::Write;
 use std::fs::File;
@@ -26,8 +27,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use serde::{Deserialize, Serialize};
-use serde_json::Value;
+pub use refused::Refused;
+pub(super) use refused::{ByChain, refused, refused_to_all};
 
 use super::NetworkError;
 use super::cidr::Cidr;
@@ -102,47 +103,6 @@ pub(super) struct Policy {
     pub(super) allowed: Vec<Allowed>,
 }
 
-/// Packets that were refused, by what they were for.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default)]
-pub struct Refused {
-    /// The host's own addresses, broadcasts and multicasts to it; and whatever comes from
-    /// an address that is not the container's.
-    pub host: u64,
-    /// Metadata services.
-    pub metadata: u64,
-    /// Containers of other networks.
-    pub networks: u64,
-    /// What `--egress` does not allow, or any way out of an internal network.
-    pub egress: u64,
-    /// Router advertisements to its neighbours.
-    pub routers: u64,
-    /// Frames that the VMM dropped: from addresses that are not the container's, or of a kind
-    /// that no container sends. Nothing, where nobody can tell any more.
-    pub guard: Option<u64>,
-    /// Frames that the VMM dropped since they were none, or asked for what does not fit them.
-    pub malformed: Option<u64>,
-}
-
-impl Refused {
-    /// Both together.
-    pub(super) fn and(self, other: Refused) -> Refused {
-        let either = |one: Option<u64>, other: Option<u64>| match (one, other) {
-            (Some(one), Some(other)) => Some(one + other),
-            (one, other) => one.or(other),
-        };
-        Refused {
-            host: self.host + other.host,
-            metadata: self.metadata + other.metadata,
-            networks: self.networks + other.networks,
-            egress: self.egress + other.egress,
-            routers: self.routers + other.routers,
-            guard: either(self.guard, other.guard),
-            malformed: either(self.malformed, other.malformed),
-        }
-    }
-}
-
 /// Sets the rules of a container, and of its network.
 pub(super) fn set(guest: &Guest, log: &File) -> Result<(), NetworkError> {
     nft(&[], &text(guest), log).map(drop)
@@ -169,46 +129,6 @@ pub(super) fn forget_network(subnets: &[Cidr]) -> Result<(), NetworkError> {
         }
     }
     nft(&[], &text, &anonymous_file()?).map(drop)
-}
-
-/// What was refused to the container `id`, which has up to `ends` interfaces; nothing, if it
-/// has no rules, or they cannot be read.
-pub(super) fn refused(id: &str, ends: usize) -> Option<Refused> {
-    let mut refused = Refused::default();
-    let chain = chain(id);
-    let log = anonymous_file().ok()?;
-    // Not whole tables, which grow with the number of containers.
-    let mut look = |family, chain: &str| {
-        let json = nft(&["-j", "list", "chain", family, "bulkhead", chain], "", &log);
-        json.is_ok_and(|json| count(&json, &mut refused))
-    };
-    let mut any = look("inet", &chain);
-    for index in 0..ends {
-        // They are numbered without gaps.
-        if !look("netdev", &format!("{chain}-{index}")) {
-            break;
-        }
-        any = true;
-    }
-    any.then_some(refused)
-}
-
-/// Whether it is a list of rules.
-fn count(json: &[u8], refused: &mut Refused) -> bool {
-    let Ok(all) = serde_json::from_slice::<Value>(json) else { return false };
-    for rule in all["nftables"].as_array().into_iter().flatten().map(|item| &item["rule"]) {
-        let expressions = rule["expr"].as_array().into_iter().flatten();
-        let packets = expressions.filter_map(|it| it["counter"]["packets"].as_u64()).sum::<u64>();
-        match rule["comment"].as_str() {
-            Some("host") => refused.host += packets,
-            Some("metadata") => refused.metadata += packets,
-            Some("networks") => refused.networks += packets,
-            Some("egress") => refused.egress += packets,
-            Some("routers") => refused.routers += packets,
-            _ => {}
-        }
-    }
-    true
 }
 
 fn chain(id: &str) -> String {
@@ -285,6 +205,16 @@ pub(super) fn link_local([a, b, c, d, e, f]: [u8; 6]) -> IpAddr {
 /// Runs nft; what it printed. `log` gets its words: where that is a container's, it is
 /// locked until nft ends, also when we are killed.
 fn nft(arguments: &[&str], input: &str, log: &File) -> Result<Vec<u8>, NetworkError> {
+    nft_up_to(programs::MAX_OUTPUT, arguments, input, log)
+}
+
+/// As `nft`, of a program that may print more or less: `most` bytes.
+fn nft_up_to(
+    most: u64,
+    arguments: &[&str],
+    input: &str,
+    log: &File,
+) -> Result<Vec<u8>, NetworkError> {
     let failed = |error: std::io::Error| NetworkError::Rules(error.to_string());
     let program = program("nft").ok_or(NetworkError::NoNft)?;
     let mut command = Command::new(program);
@@ -296,7 +226,8 @@ fn nft(arguments: &[&str], input: &str, log: &File) -> Result<Vec<u8>, NetworkEr
     command.env_clear();
     let before = log.metadata().map_err(failed)?.len();
     let inherited = log.try_clone().map_err(failed)?;
-    let ended = programs::run(command, input.as_bytes(), inherited, LIMIT).map_err(failed)?;
+    let ended =
+        programs::run_up_to(most, command, input.as_bytes(), inherited, LIMIT).map_err(failed)?;
     if ended.status.success() {
         return Ok(ended.stdout);
     }

@@ -1,9 +1,10 @@
-//! Published ports of UDP and of IPv6, networks without a way out, and the host's loopback.
+//! Published ports of UDP and of IPv6, rates, networks without a way out, and the host's
+//! loopback.
 
-use bulkhead_tests::Background;
 use bulkhead_tests::outside::Outside;
 use bulkhead_tests::program::{compile, script};
 use bulkhead_tests::turn::alone;
+use bulkhead_tests::{Background, rates};
 
 use super::{Made, address, on};
 
@@ -19,7 +20,7 @@ fn refused(from: &Background, what: &str) -> u64 {
 }
 
 #[test]
-fn ports_are_published_for_udp_and_ipv6() {
+fn ports_are_published_for_udp_and_ipv6_and_rates_are_held() {
     let _turn = alone();
     let outside = Outside::set_up();
     script("ip addr add 2001:db8:99::1/64 dev out0 nodad").ok();
@@ -30,8 +31,10 @@ fn ports_are_published_for_udp_and_ipv6() {
     compile(include_str!("../../guests/echo.c"), &echo);
     let volume = format!("{}:/guest:ro", programs.path().display());
     let options = ["-v", &volume, "-p", "7:7/udp", "-p", "18099:80"];
-    let serve = ["sh", "-c", "/guest/echod & exec httpd -f -p 80 -h /etc"];
-    let server = Background::start(&on(made.0, &options), &serve);
+    let serve = "/guest/echod & httpd -p 82 -h /guest; exec httpd -f -p 80 -h /etc";
+    rates::prepare(programs.path());
+    let options = [&options[..], &rates::OPTIONS].concat();
+    let server = Background::start(&on(made.0, &options), &["sh", "-c", serve]);
     for host in ["::ffff:203.0.113.1", "2001:db8:99::1"] {
         let answer = outside.run(&format!("{} {host}", echo.display())).ok();
         assert_eq!(answer, "hello", "a datagram to {host}");
@@ -40,6 +43,7 @@ fn ports_are_published_for_udp_and_ipv6() {
         let answer = outside.get(host, 18099).text();
         assert!(answer.contains("ID=small"), "{host}: {answer}");
     }
+    rates::are_held(&server, (&address(&server, "IPAddress"), 82), &outside, programs.path());
     drop(server);
     assert_ne!(outside.get("2001:db8:99::1", 18099).status, 0, "that goes with it");
 }

@@ -37,6 +37,8 @@ both!(a_slow_hook_in_the_container_keeps_its_process_from_running, |runtime| {
     adopt();
     let mut bundle = Bundle::new(runtime, "echo never");
     bundle.config["hooks"]["startContainer"] = slow("/note");
+    // A shell in a busy emulated guest may need more than a second to begin.
+    bundle.config["hooks"]["startContainer"][0]["timeout"] = json!(5);
     let pid = bundle.create();
     let begin = Instant::now();
     bundle.verb(&["start", &bundle.id]);

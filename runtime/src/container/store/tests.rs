@@ -64,7 +64,7 @@ fn a_container_is_found_by_name_and_id() {
     let invalid = home.create(Some("../x"), false).unwrap_err();
     assert!(matches!(invalid, ContainerError::InvalidName(_)));
     let ids: Vec<_> =
-        home.containers.list().unwrap().sound.into_iter().map(|(c, _)| c.config.id).collect();
+        home.containers.list().unwrap().known.into_iter().map(|(c, _)| c.config.id).collect();
     assert_eq!(ids, [other.id(), made.id()]);
 }
 
@@ -152,6 +152,24 @@ async fn verbs_refuse_what_does_not_run() {
 }
 
 #[test]
+fn one_whose_state_cannot_be_corrected_does_not_hide_the_others() {
+    let home = home();
+    let sound = home.create(Some("web"), false).unwrap();
+    let stuck = home.create(Some("stuck"), false).unwrap();
+    drop(run(&stuck));
+    // Where its end would be written down.
+    std::fs::create_dir(stuck.lib_dir().join("state.json")).unwrap();
+    let list = home.containers.list().unwrap();
+    assert_eq!((list.known.len(), list.known[0].0.id()), (1, sound.id()));
+    let told: Vec<_> = list.uncertain.iter().map(|one| crate::container::chain(one)).collect();
+    assert_eq!((told.len(), list.damaged.len()), (1, 0), "{told:?}");
+    assert!(told[0].contains("container stuck: ") && told[0].contains("state.json"), "{told:?}");
+    // It is found out as soon as it can be.
+    std::fs::remove_dir(stuck.lib_dir().join("state.json")).unwrap();
+    assert_eq!(home.containers.list().unwrap().known.len(), 2);
+}
+
+#[test]
 fn one_damaged_container_does_not_hide_the_others() {
     let home = home();
     let (sound, bad) =
@@ -160,7 +178,7 @@ fn one_damaged_container_does_not_hide_the_others() {
     std::fs::write(bad.lib_dir().join("config.json"), "{").unwrap();
     std::fs::write(worse.lib_dir().join("state.json"), "").unwrap();
     let list = home.containers.list().unwrap();
-    assert_eq!((list.sound.len(), list.sound[0].0.id()), (1, sound.id()));
+    assert_eq!((list.known.len(), list.known[0].0.id()), (1, sound.id()));
     let told: Vec<_> =
         list.damaged.iter().map(|damaged| crate::container::chain(damaged)).collect();
     for (container, file) in [(&bad, "config.json"), (&worse, "state.json")] {

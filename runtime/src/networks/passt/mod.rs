@@ -15,6 +15,8 @@
 //! has. Nothing is on disk, or in the host's kernel, that would have to be undone.
 
 mod frame;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod hostile;
 mod judge;
 mod relay;
 
@@ -309,7 +311,7 @@ mod tests {
     #[test]
     fn it_is_told_all_that_it_must_know() {
         let ports = ["127.0.0.1:8080:80", "53:5353/udp", "[::1]:81:81"];
-        let ports: Vec<Published> = ports.iter().map(|port| port.parse().unwrap()).collect();
+        let ports: Vec<Published> = ports.iter().map(|port| Published::test(port)).collect();
         let words = |ipv6, ipv4_out| arguments(&Told::new(ipv6, &ports), ipv4_out).join(" ");
         let both = words(true, true);
         for part in [
@@ -333,7 +335,7 @@ mod tests {
     fn what_passt_cannot_do_is_refused() {
         let dir = tempfile::tempdir().unwrap();
         let dirs = dirs::Dirs { run: dir.path().join("run"), lib: dir.path().join("lib") };
-        let ports = vec!["[::1]:81:81".parse().unwrap()];
+        let ports = vec![Published::test("[::1]:81:81")];
         let options = Networking { ports: ports.clone(), ..Networking::default() };
         let error = check(&dirs, &options, &Told::new(false, &ports)).unwrap_err().to_string();
         assert!(error.contains("[::1]:81:81/tcp") && error.contains("default routes"), "{error}");

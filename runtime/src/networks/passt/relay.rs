@@ -18,7 +18,7 @@ use super::judge::Judge;
 /// Before each frame.
 const LENGTH: usize = 4;
 /// Largest frame: an Ethernet header and the largest packet.
-const MAX_FRAME: usize = 14 + 65535;
+pub(super) const MAX_FRAME: usize = 14 + 65535;
 /// What is read from passt at once.
 const CHUNK: usize = 256 << 10;
 
@@ -137,7 +137,7 @@ impl Default for Frames {
 
 impl Frames {
     /// Reads once; false at the end. All whole frames were given.
-    fn fill(&mut self, stream: &mut impl Read) -> io::Result<bool> {
+    pub(super) fn fill(&mut self, stream: &mut impl Read) -> io::Result<bool> {
         self.bytes.copy_within(self.at..self.end, 0);
         (self.at, self.end) = (0, self.end - self.at);
         loop {
@@ -153,7 +153,7 @@ impl Frames {
     }
 
     /// The next one that is whole.
-    fn next(&mut self) -> io::Result<Option<&[u8]>> {
+    pub(super) fn next(&mut self) -> io::Result<Option<&[u8]>> {
         let have = &self.bytes[self.at..self.end];
         let Some(length) = have.first_chunk::<LENGTH>() else { return Ok(None) };
         let length = u32::from_be_bytes(*length) as usize;

@@ -176,20 +176,6 @@ fn a_policy_ends_with_a_refusal() {
 }
 
 #[test]
-fn counters_are_found_by_their_comments() {
-    let rule = |chain: &str, comment: &str, packets: u64| {
-        serde_json::json!({ "rule": { "chain": chain, "comment": comment,
-            "expr": [{ "match": {} }, { "counter": { "packets": packets, "bytes": 1 } }] } })
-    };
-    let json = serde_json::json!({ "nftables": [{ "metainfo": {} }, rule("c-1", "host", 2),
-        rule("c-1", "host", 3), rule("c-1", "egress", 4), { "chain": {} }] });
-    let mut refused = Refused::default();
-    assert!(count(json.to_string().as_bytes(), &mut refused));
-    assert!(!count(b"", &mut refused));
-    assert_eq!(refused, Refused { host: 5, egress: 4, ..Refused::default() });
-}
-
-#[test]
 fn link_local_addresses() {
     let own: IpAddr = "fe80::ff:fe00:1".parse().unwrap();
     assert_eq!(link_local([2, 0, 0, 0, 0, 1]), own);

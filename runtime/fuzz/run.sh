@@ -1,0 +1,1 @@
+../../vmm/fuzz/run.sh
