@@ -108,7 +108,7 @@ impl Cpus {
 
     /// Whether that many vCPUs are no more than it.
     pub fn is_whole(self) -> bool {
-        self.0 % 1_000_000 == 0
+        self.0.is_multiple_of(1_000_000)
     }
 
     /// CFS quota in microseconds for a period of 100 ms.
