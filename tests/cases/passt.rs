@@ -27,14 +27,18 @@ fn programs() -> (tempfile::TempDir, String) {
     (programs, volume)
 }
 
-/// By a client that leaves its half of the connection open: passt of Debian 12 does not tell
+/// A client that leaves its half of the connection open: passt of Debian 12 does not tell
 /// one that has closed it of the server's end.
-fn request(from: &Background, host: &str, port: u16, seconds: u32) -> Finished {
-    from.exec(&format!(
+pub(crate) fn ask(host: &str, port: u16, seconds: u32) -> String {
+    format!(
         "rm -f /tmp/ask; mkfifo /tmp/ask; exec 3<>/tmp/ask
          printf 'GET /os-release HTTP/1.0\\r\\n\\r\\n' >&3
          nc -w {seconds} {host} {port} <&3 | grep -q ID="
-    ))
+    )
+}
+
+fn request(from: &Background, host: &str, port: u16, seconds: u32) -> Finished {
+    from.exec(&ask(host, port, seconds))
 }
 
 #[track_caller]
