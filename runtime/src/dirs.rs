@@ -12,7 +12,8 @@ use crate::rootless;
 /// The two roots of bulkhead's state.
 ///
 /// ```text
-/// run/                      gone with a reboot, as all that it describes
+/// run/                      gone with a reboot, as all that it describes; without root
+///                           below lib/, where it is taken for the past's
 ///   containers/<id>/        state.json, lock, supervisor.lock
 ///   sandboxes/<id>/         vsock.sock
 ///   uids/<n>                locked while the range of host uids is in use

@@ -15,6 +15,7 @@
 use std::convert::Infallible;
 use std::ffi::OsString;
 use std::os::fd::AsFd;
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::Command;
@@ -23,6 +24,7 @@ use std::sync::OnceLock;
 use nix::sched::{CloneFlags, setns, unshare};
 use nix::unistd::{Gid, Uid, User, setresgid, setresuid};
 
+use crate::dirs::{self, Dirs};
 use crate::sandbox::uids::LOW;
 use crate::sys::process;
 
@@ -75,6 +77,32 @@ pub enum RootlessError {
         /// Its words.
         said: String,
     },
+    /// A namespace that somebody else made.
+    #[error(
+        "this user namespace has too few ids: a container needs 0 to {SUBORDINATE} of users and \
+         groups, and setgroups; run it as a user outside of it"
+    )]
+    Poor,
+    /// Of another group than at the login.
+    #[error(
+        "the group is {0}, and not the user's own: newuidmap takes no other; log in anew instead \
+         of newgrp or sg"
+    )]
+    Group(Gid),
+    /// Open to others.
+    #[error(
+        "{} must be a directory that nobody but its owner, who runs this, may change",
+        .0.display()
+    )]
+    Shared(PathBuf),
+    /// Not to be had.
+    #[error("cannot keep state in {}", path.display())]
+    Directory {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
     /// The program itself.
     #[error("cannot execute bulkhead in its user namespace")]
     Execute(#[source] std::io::Error),
@@ -120,6 +148,10 @@ pub(crate) fn ranges(file: &str) -> Vec<(u32, u32)> {
 /// What is missing, and what to do.
 pub fn enter() -> Result<(), RootlessError> {
     if Uid::effective().is_root() {
+        if is_rootless() {
+            check_namespace()?;
+            check_directories()?;
+        }
         return Ok(());
     }
     match become_root()? {}
@@ -127,7 +159,11 @@ pub fn enter() -> Result<(), RootlessError> {
 
 fn become_root() -> Result<Infallible, RootlessError> {
     let (uid, gid) = (Uid::effective(), Gid::effective());
-    let user = User::from_uid(uid).ok().flatten().ok_or(RootlessError::Unknown(uid))?.name;
+    let user = User::from_uid(uid).ok().flatten().ok_or(RootlessError::Unknown(uid))?;
+    if user.gid != gid {
+        return Err(RootlessError::Group(gid));
+    }
+    let user = user.name;
     let uids = arguments(&user, uid, uid.as_raw(), "/etc/subuid")?;
     let gids = arguments(&user, uid, gid.as_raw(), "/etc/subgid")?;
     let namespace = process::user_namespace_by(|pid| {
@@ -200,15 +236,50 @@ fn map(program: &'static str, pid: i32, words: &[String]) -> Result<(), Rootless
 }
 
 /// Where a user's state lies, as (volatile, lasting): see the XDG base directory
-/// specification. Without a session, the volatile one lasts as well, which is no harm: what a
-/// live process does not hold is taken for the past's.
+/// specification. Both are in the home, since a session's directory is gone before a container
+/// that outlives the session, and with it would be the locks that keep a second machine off its
+/// files. What no live process holds is taken for the past's, after a reboot as well.
 pub(crate) fn directories() -> (PathBuf, PathBuf) {
     let from = |name| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
     let home = from("HOME").unwrap_or_else(|| PathBuf::from("/"));
     let lib = from("XDG_DATA_HOME").unwrap_or_else(|| home.join(".local/share")).join("bulkhead");
-    let session = PathBuf::from(format!("/run/user/{}", user()));
-    let session = from("XDG_RUNTIME_DIR").or_else(|| session.is_dir().then_some(session));
-    (session.map_or_else(|| lib.join("run"), |session| session.join("bulkhead")), lib)
+    (lib.join("run"), lib)
+}
+
+/// Makes the directories, and refuses those that others may change.
+fn check_directories() -> Result<(), RootlessError> {
+    let Dirs { run, lib } = Dirs::from_env();
+    for path in [lib, run] {
+        let check = || -> std::io::Result<bool> {
+            dirs::make_private(&path)?;
+            let found = std::fs::symlink_metadata(&path)?;
+            Ok(found.is_dir() && found.uid() == 0 && found.mode() & 0o022 == 0)
+        };
+        match check() {
+            Ok(true) => {}
+            Ok(false) => return Err(RootlessError::Shared(path)),
+            Err(source) => return Err(RootlessError::Directory { path, source }),
+        }
+    }
+    Ok(())
+}
+
+/// Whether this namespace has what a machine needs.
+fn check_namespace() -> Result<(), RootlessError> {
+    let whole = |file| {
+        let mut ranges = ranges(file);
+        ranges.sort_unstable();
+        let end = |next: u64, (first, count): (u32, u32)| match u64::from(first) <= next {
+            true => next.max(u64::from(first) + u64::from(count)),
+            false => next,
+        };
+        ranges.into_iter().fold(0, end) >= u64::from(LOW)
+    };
+    let groups = std::fs::read_to_string("/proc/self/setgroups").unwrap_or_default();
+    match whole("uid_map") && whole("gid_map") && groups.trim() != "deny" {
+        true => Ok(()),
+        false => Err(RootlessError::Poor),
+    }
 }
 
 #[cfg(test)]

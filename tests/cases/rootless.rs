@@ -5,7 +5,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use bulkhead_tests::image::write_small;
 use bulkhead_tests::leaks::pids;
 use bulkhead_tests::outside::{Outside, get};
-use bulkhead_tests::program::eventually;
+use bulkhead_tests::program::{eventually, run, script};
 use bulkhead_tests::turn::{alone, shared};
 use bulkhead_tests::user::{FIRST, ID, Person};
 use nix::sys::signal::{SIGKILL, kill};
@@ -79,6 +79,16 @@ fn who_has_no_subordinate_ids_is_told_so() {
     let doctor = person.bulkhead(&["doctor"]).expect(1).text();
     assert!(doctor.contains(words[0]), "{doctor}");
     person.bulkhead(&["--version"]).ok();
+    let poor = ["unshare", "-r", "bulkhead", "run", "x", "true"];
+    run(person.command(&poor)).fails_saying(125, &["too few ids"]);
+    // What others may change is nobody's state.
+    let person = Person::new();
+    let state = person.home().join(".local/share/bulkhead");
+    std::fs::create_dir_all(&state).expect("a directory");
+    std::fs::set_permissions(&state, std::fs::Permissions::from_mode(0o777)).expect("chmod");
+    script(&format!("chown -R {ID}:{ID} {}/.local", person.home().display())).ok();
+    let shared = [".local/share/bulkhead", "nobody but its owner"];
+    person.bulkhead(&["ps"]).fails_saying(1, &shared);
 }
 
 #[test]
@@ -128,8 +138,8 @@ fn a_user_has_a_network_and_leaves_nothing() {
         bulkhead_tests::children::reap_ended();
         (pids("bulkhead-vmm").len(), pids("passt").len()) == before
     });
-    let (lasting, session) = (".local/share/bulkhead", "session/bulkhead");
-    for place in [lasting, session].map(|place| person.home().join(place)) {
+    let lasting = person.home().join(".local/share/bulkhead");
+    for place in [lasting.join("run"), lasting] {
         for kind in ["containers", "sandboxes"] {
             // Beside them is the lock of names.
             let all = std::fs::read_dir(place.join(kind)).into_iter().flatten().flatten();

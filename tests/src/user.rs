@@ -13,7 +13,7 @@ pub const ID: u32 = 42_420;
 /// First of its subordinate ids.
 pub const FIRST: u32 = 1_600_000_000;
 
-/// A user with a home, subordinate ids and a session's directory.
+/// A user with a home and subordinate ids.
 pub struct Person {
     home: TempDir,
 }
@@ -42,10 +42,7 @@ impl Person {
         for (name, text) in [("passwd", &*passwd), ("subordinate", subordinate)] {
             std::fs::write(home.path().join(name), text).expect("a file");
         }
-        std::fs::create_dir(home.path().join("session")).expect("a directory");
-        for place in [home.path(), &home.path().join("session")] {
-            chown(place, Some(ID), Some(ID)).expect("chown as root");
-        }
+        chown(home.path(), Some(ID), Some(ID)).expect("chown as root");
         Person { home }
     }
 
@@ -71,8 +68,10 @@ impl Person {
         );
         let mut command = Command::new("unshare");
         command.args(["-m", "sh", "-c", &script, "sh"]).args(words);
-        command.env("HOME", &home).env("XDG_RUNTIME_DIR", self.home().join("session"));
-        command.env_remove("BULKHEAD_NETWORK").env_remove("TMPDIR");
+        command.env("HOME", &home);
+        for name in ["BULKHEAD_NETWORK", "TMPDIR", "XDG_DATA_HOME", "XDG_RUNTIME_DIR"] {
+            command.env_remove(name);
+        }
         command
     }
 

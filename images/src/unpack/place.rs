@@ -182,11 +182,13 @@ impl Tree {
         self.make_room(parent, base)?;
         let mode = Mode::from_bits_truncate(0o600);
         match mknodat(parent, base, kind, mode, device) {
-            // In a user namespace nobody makes one. The guest has its own /dev, which hides it.
-            Err(Errno::EPERM) if kind == SFlag::S_IFCHR => {
+            // In a user namespace nobody makes one. A guest has its own in /dev; elsewhere
+            // there is nothing then, of the layers below neither.
+            Err(Errno::EPERM) if kind == SFlag::S_IFCHR && in_user_namespace() => {
                 let number = format!("{}:{}", major(device), minor(device));
-                tracing::info!("a device node, {number}, of the layer is left out without root");
-                Ok(())
+                let name = base.display();
+                tracing::info!("the layer's device node {name} ({number}) needs root: left out");
+                whiteout(parent, base)
             }
             Err(errno) => Err(os("create")(errno)),
             Ok(()) => dress_named(parent, base, entry, false),
@@ -225,6 +227,12 @@ fn write_chunk(file: &File, at: u64, chunk: &[u8]) -> io::Result<Option<u64>> {
     }
     write(start, end)?;
     Ok(written)
+}
+
+/// Whether this process is in a user namespace of somebody's.
+fn in_user_namespace() -> bool {
+    let map = std::fs::read_to_string("/proc/self/uid_map");
+    map.is_ok_and(|map| map.split_whitespace().ne(["0", "0", "4294967295"]))
 }
 
 /// Hides `base` of the layers below. What this layer itself has there stays

@@ -63,6 +63,12 @@ impl Container {
     }
 }
 
+/// Whether a child of a supervisor's is one that ends with the machine: passt executes the
+/// best of its builds, `passt.avx2` for one.
+fn is_ours(name: &str) -> bool {
+    name == "bulkhead-vmm" || name.split('.').next() == Some("passt")
+}
+
 impl Place {
     /// Ends the machine without asking the guest. Its supervisor, if it lives,
     /// writes down the end.
@@ -76,7 +82,7 @@ impl Place {
     }
 
     /// Kills what the supervisor has begun, where no cgroup tells what that is: the VMM and
-    /// passt.
+    /// passt, by their names. Who executed us may have had other children.
     fn kill_children(&self) {
         let Some(supervisor) = holder::of(&self.supervisor_file()) else { return };
         for child in process::children(supervisor) {
@@ -84,6 +90,7 @@ impl Place {
             // after that.
             if let Ok(opened) = PidFd::open(child)
                 && process::children(supervisor).contains(&child)
+                && process::name(child).is_some_and(|name| is_ours(&name))
             {
                 let _ = opened.signal(libc::SIGKILL);
             }

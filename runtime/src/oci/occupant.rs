@@ -11,17 +11,23 @@
 //!
 //! A machine has the namespace in which the monitor of its first container is: by that, and
 //! not by the path, it is found. So it does not matter by which of its paths a namespace is
-//! named, and whoever was killed has none. The lock (flock) is the namespace's own file's,
-//! one for all paths and roots, and leaves nothing behind.
+//! named, and whoever was killed has none. The lock is a byte, at the namespace's number, of a
+//! file in the directory of all containers: the namespace's own file is anybody's to lock.
 
-use std::fs::{File, TryLockError};
+use std::fs::File;
+use std::os::fd::AsFd;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, fcntl};
 
 use super::network::{failed, open};
 use super::plan::{Identity, Named, Neighbour, hosts_network, network_path};
 use super::store::{Container, Root, Status};
 use super::{Bundle, OciError};
+use crate::dirs;
 use crate::sandbox::boot_timeout;
 
 /// How long a machine may take to begin, beside its boot, or to end: engines' hooks run
@@ -49,17 +55,17 @@ impl Occupancy {
         let Some(path) = linux.and_then(network_path) else {
             return Ok(Occupancy { network: None, lock: None });
         };
-        let (namespace, identity) = open(path)?;
+        let (_, identity) = open(path)?;
         if hosts_network() == Some(identity) {
             // Nobody gets it, and monitors are in it before they enter theirs.
             let network = Some(Named { identity, occupant: None });
             return Ok(Occupancy { network, lock: None });
         }
         let patience = Patience::of(path);
-        lock(&namespace, &patience)?;
+        let lock = lock(root, identity, &patience)?;
         let occupant = occupant(root, identity, &patience)?;
         // Who joins a machine keeps nobody from doing so.
-        let lock = occupant.is_none().then_some(namespace);
+        let lock = occupant.is_none().then_some(lock);
         Ok(Occupancy { network: Some(Named { identity, occupant }), lock })
     }
 }
@@ -88,14 +94,32 @@ impl Patience<'_> {
     }
 }
 
-fn lock(namespace: &File, patience: &Patience) -> Result<(), OciError> {
+/// The file whose bytes are locked. No container has its name.
+fn locks(root: &Root) -> Result<File, OciError> {
+    dirs::make_private(root.path()).map_err(OciError::io(root.path()))?;
+    let path = root.path().join("@networks.lock");
+    let mut options = File::options();
+    options.read(true).write(true).create(true).truncate(false).mode(0o600);
+    options.open(&path).map_err(OciError::io(path))
+}
+
+fn lock(root: &Root, namespace: Identity, patience: &Patience) -> Result<File, OciError> {
+    let file = locks(root)?;
+    let byte = libc::flock {
+        l_type: libc::F_WRLCK as libc::c_short,
+        l_whence: libc::SEEK_SET as libc::c_short,
+        // All are of one file system, nsfs, which numbers them from PROC_DYNAMIC_FIRST on.
+        l_start: (namespace.1 & i64::MAX as u64) as libc::off_t,
+        l_len: 1,
+        l_pid: 0,
+    };
     loop {
-        match namespace.try_lock() {
-            Ok(()) => return Ok(()),
-            Err(TryLockError::WouldBlock) => {
+        match fcntl(file.as_fd(), FcntlArg::F_OFD_SETLK(&byte)) {
+            Ok(_) => return Ok(file),
+            Err(Errno::EAGAIN | Errno::EACCES) => {
                 patience.pause(|| "another container is being created in it".into())?;
             }
-            Err(TryLockError::Error(error)) => return Err(failed("lock", patience.path)(error)),
+            Err(errno) => return Err(failed("lock", patience.path)(errno.into())),
         }
     }
 }

@@ -16,6 +16,12 @@ pub enum LaunchError {
     /// Kernel, initramfs, VMM or /dev/kvm.
     #[error(transparent)]
     Asset(#[from] AssetError),
+    /// Root of somebody's namespace.
+    #[error(
+        "bulkhead-runtime needs root of the host, and this is one of a user namespace: run the \
+         engine as root, or use `bulkhead run`, which needs none"
+    )]
+    NotRoot,
     /// The pool of host uids.
     #[error(transparent)]
     Uids(#[from] UidError),

@@ -9,6 +9,7 @@ use super::cgroup::{self, Cgroup};
 use super::uids::UidRange;
 use super::{LaunchError, Privileges, SandboxConfig};
 use crate::dirs;
+use crate::rootless::is_rootless;
 
 /// Name of the vsock socket in the sandbox's directory.
 pub const SOCKET: &str = "vsock.sock";
@@ -33,6 +34,9 @@ impl Resources {
             let directory = Directory::create(config.directory.clone())?;
             return Ok(Resources { cgroup: None, directory, uids: None });
         };
+        if is_rootless() {
+            return Err(LaunchError::NotRoot);
+        }
         let owner = cgroup.path.to_string_lossy();
         let alive = |owner: &str| cgroup::populated(Path::new(owner));
         let uids = UidRange::take(uids, &owner, alive)?;

@@ -317,6 +317,12 @@ pub fn children(pid: i32) -> Vec<i32> {
     words.filter_map(|word| word.parse().ok()).collect()
 }
 
+/// A process's name, of which Linux keeps 15 bytes.
+pub fn name(pid: i32) -> Option<String> {
+    let name = std::fs::read_to_string(format!("/proc/{pid}/comm")).ok()?;
+    Some(name.trim_end().to_owned())
+}
+
 fn write_maps(pid: i32, uid_map: &str, gid_map: &str) -> std::io::Result<()> {
     for (file, map) in [("uid_map", uid_map), ("gid_map", gid_map)] {
         std::fs::write(format!("/proc/{pid}/{file}"), map)?;

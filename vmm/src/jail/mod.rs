@@ -3,8 +3,8 @@
 //!
 //! The runtime cloned this process into user, mount, pid, net, ipc and uts
 //! namespaces of its own, mapped to a host uid range of this sandbox alone, so it
-//! never has a privilege on the host, not even in its first instruction. Here it
-//! gives up the rest:
+//! never has a privilege on the host, not even in its first instruction (or, without
+//! root, to the ids of the user who runs it). Here it gives up the rest:
 //!
 //! ```text
 //! born:     root of its own user namespace, sees the host's mounts (copies)
