@@ -114,7 +114,7 @@ both!(
         assert_eq!(found(&cgroup(&bundle)), Vec::<PathBuf>::new());
         // A whole life, with an end of its own.
         bundle.config["process"]["args"] = json!(["sh", "-c", "exit 5"]);
-        assert_eq!(bundle.run().status, 5);
+        bundle.run().expect(5);
         assert_eq!(found(&cgroup(&bundle)), Vec::<PathBuf>::new());
     }
 );
