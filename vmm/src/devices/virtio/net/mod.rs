@@ -8,6 +8,7 @@
 //!      header.rs      the header that precedes each frame
 //!      guard.rs       what a guest may send
 //!    limit.rs       token buckets
+//!    view.rs        a ring as mapped memory
 //!    used.rs        used buffers in batches, one interrupt for all
 //!  tap.rs         the descriptor
 //!  counters.rs    what passed and what did not
@@ -36,6 +37,7 @@ mod state;
 mod tap;
 mod tx;
 mod used;
+mod view;
 
 pub use counters::Counters;
 pub use device::{Net, NetError};

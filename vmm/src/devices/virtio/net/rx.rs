@@ -1,27 +1,42 @@
 //! From the tap into the guest's buffers (virtio 1.2, sections 5.1.6.3 and 5.1.6.4).
 //!
-//! How large a frame is, one knows when it was read: so there is room for the largest before,
-//! and buffers that it did not need are not taken. Without that much room the tap is not read
-//! and frames wait there; the driver's next buffers are the next event.
+//! How large a frame is, one knows when it was read: so there has to be room for the largest
+//! before. Buffers of the driver's for 64 KiB are many, though, and each costs something here
+//! and in the kernel, while most frames are small. So there are two ways:
+//!
+//! - after a large frame, the next ones are read into as many buffers as the largest may
+//!   need, and buffers that a frame did not need are not taken;
+//! - else a frame is read into as few as one of Ethernet's needs, and, behind them, into
+//!   memory of ours. What lies there of a frame that is larger is copied into further buffers,
+//!   once: the frames after it are read the first way.
+//!
+//! Without room for the largest frame the tap is not read and frames wait there; the driver's
+//! next buffers are the next event.
 
 use std::collections::VecDeque;
 
 use virtio_bindings::virtio_net as net;
-use virtio_queue::{DescriptorChain, Error, QueueOwnedT, QueueT};
-use vm_memory::bitmap::Bitmap;
+use virtio_queue::{Error, QueueT};
 use vm_memory::volatile_memory::VolatileSlice;
-use vm_memory::{Bytes, GuestMemory, GuestMemoryMmap};
+use vm_memory::GuestMemoryMmap;
 
 use super::handler::{Lane, Pause};
-use super::tap::MAX_VECTORS;
+use super::tap::MAX_SLICES;
 use super::used::{Publisher, Used};
+use super::view::View;
 use super::{ETHERNET, HEADER, MAX_FRAME};
 use crate::devices::virtio::device::ActiveQueue;
 
 /// Frames before others get their turn.
 const BUDGET: usize = 64;
-/// Most descriptors of a buffer.
-const MAX_DESCRIPTORS: usize = 64;
+/// Frames after a large one for which there is room for the largest again.
+const LINGER: u32 = 16;
+/// Bytes of a small frame: Ethernet's largest, with the header. A buffer of Linux's is not
+/// smaller (GOOD_PACKET_LEN in drivers/net/virtio_net.c); with smaller ones, in a ring that is
+/// almost empty, a large frame may be lost.
+const SMALL: usize = HEADER + ETHERNET + VLAN + 1500;
+/// More than any buffer of a driver's.
+const MAX_BUFFER: usize = u32::MAX as usize;
 /// Bytes that a VLAN tag adds to a frame.
 const VLAN: usize = 4;
 /// Place of `num_buffers` in the header.
@@ -35,6 +50,11 @@ pub(super) struct Rx {
     mergeable: bool,
     /// Bytes of the largest frame, with its header.
     largest: usize,
+    /// Frames for which there is to be room for the largest.
+    large: u32,
+    /// What does not fit into buffers: as long as the largest frame, and a byte that tells of
+    /// one that is larger.
+    spill: Box<[u8]>,
 }
 
 /// A buffer that was taken from the ring and not given back yet.
@@ -70,7 +90,9 @@ impl Rx {
         let whole = ETHERNET + VLAN + usize::from(mtu);
         let largest = HEADER + if segments { MAX_FRAME.max(whole) } else { whole };
         let mergeable = has(net::VIRTIO_NET_F_MRG_RXBUF);
-        Rx { used: Publisher::new(&ring.queue), ring, mergeable, largest }
+        let used = Publisher::new(&ring.queue);
+        let spill = vec![0; if mergeable { largest + 1 } else { 0 }].into();
+        Rx { ring, used, mergeable, largest, large: 0, spill }
     }
 
     /// Fills buffers as long as there are frames and buffers.
@@ -80,7 +102,8 @@ impl Rx {
         lane: &mut Lane,
     ) -> Result<Pause, Error> {
         let mut room = Room::default();
-        let pause = self.fill(memory, &mut room, lane);
+        let mut view = View::new(&self.ring.queue, memory)?;
+        let pause = self.fill(&mut view, memory, &mut room, lane);
         // No frame came for these.
         let unused = room.buffers.len() as u16;
         let queue = &mut self.ring.queue;
@@ -95,6 +118,7 @@ impl Rx {
 
     fn fill<'a>(
         &mut self,
+        view: &mut View<'a>,
         memory: &'a GuestMemoryMmap,
         room: &mut Room<'a>,
         lane: &mut Lane,
@@ -103,7 +127,8 @@ impl Rx {
             if let Some(wait) = lane.throttled() {
                 return Ok(Pause::Throttled(wait));
             }
-            match self.find(memory, room)? {
+            let wanted = self.wanted(view, room)?;
+            match self.find(view, memory, room, wanted)? {
                 Found::Room => {}
                 Found::TooFew => return Ok(Pause::Idle),
                 Found::Nonsense => {
@@ -113,12 +138,22 @@ impl Rx {
             }
             // Without merging, the others are for other frames.
             let usable = if self.mergeable { room.slices.len() } else { room.first_slices() };
-            match lane.tap.read(room.slices.iter().take(usable)) {
+            // Behind the slices, if all of them are read into.
+            let spill = match room.slices.len() {
+                0..=MAX_SLICES => self.spill.len().saturating_sub(room.bytes),
+                _ => 0,
+            };
+            let slices = room.slices.iter().take(usable);
+            match lane.tap.read(slices, &mut self.spill[..spill]) {
                 Ok(0) | Err(nix::Error::EAGAIN) => return Ok(Pause::Idle),
                 Ok(read) if read < HEADER || read > self.largest => lane.counters.malformed.add(1),
                 Ok(read) => {
-                    self.give(memory, room, read)?;
-                    lane.passed(read - HEADER);
+                    if self.complete(view, memory, room, read)? {
+                        self.give(view, room, read)?;
+                        lane.passed(read - HEADER);
+                    } else {
+                        lane.counters.malformed.add(1);
+                    }
                 }
                 Err(nix::Error::EINTR) => {}
                 Err(_) => {
@@ -131,16 +166,48 @@ impl Rx {
         Ok(Pause::Again)
     }
 
-    /// Takes buffers until the largest frame fits, and a byte more that tells of a larger one.
-    fn find<'a>(
+    /// Bytes for which there is to be room: those of the largest frame, and one more that
+    /// tells of a larger one, or fewer, where what is beyond would fit all the same.
+    fn wanted(&self, view: &mut View, room: &Room) -> Result<usize, Error> {
+        let enough = self.largest.div_ceil(SMALL).saturating_sub(room.buffers.len());
+        let few = self.large == 0 && view.has(&self.ring.queue, enough)?;
+        Ok(if few { SMALL.min(self.largest + 1) } else { self.largest + 1 })
+    }
+
+    /// Moves what of a frame of `read` bytes is not in buffers into some. False when there
+    /// are too few.
+    fn complete<'a>(
         &mut self,
+        view: &mut View<'a>,
         memory: &'a GuestMemoryMmap,
         room: &mut Room<'a>,
+        read: usize,
+    ) -> Result<bool, Error> {
+        self.large = if read > SMALL { LINGER } else { self.large.saturating_sub(1) };
+        let inside = room.bytes;
+        if !self.mergeable || read <= inside {
+            return Ok(true);
+        }
+        let found = self.find(view, memory, room, read)?;
+        if !matches!(found, Found::Room) || room.bytes < read {
+            return Ok(false);
+        }
+        write_at(&room.slices, inside, &self.spill[..read - inside]);
+        Ok(true)
+    }
+
+    /// Takes buffers until there is room for `bytes`.
+    fn find<'a>(
+        &mut self,
+        view: &mut View<'a>,
+        memory: &'a GuestMemoryMmap,
+        room: &mut Room<'a>,
+        bytes: usize,
     ) -> Result<Found, Error> {
         let queue = &mut self.ring.queue;
         let mut promised = false;
-        while !room.holds(self.mergeable, self.largest + 1, queue.size()) {
-            let Some(mut chain) = queue.iter(memory)?.next() else {
+        while !room.holds(self.mergeable, bytes, queue.size()) {
+            let Some(head) = view.take(queue)? else {
                 if promised {
                     return Err(Error::InvalidAvailRingIndex);
                 }
@@ -151,13 +218,12 @@ impl Rx {
                 continue;
             };
             promised = false;
-            let head = chain.head_index();
-            if !room.add(memory, head, &mut chain) {
+            if !room.add(view, head) {
                 // All of them go back, so that none is taken out of turn.
                 let mut batch: Vec<Used> = room.buffers.drain(..).map(|b| (b.head, 0)).collect();
                 batch.push((head, 0));
                 *room = Room::default();
-                self.used.publish(queue, memory, &batch)?;
+                self.used.publish(queue, view, &batch)?;
                 return Ok(Found::Nonsense);
             }
         }
@@ -165,13 +231,8 @@ impl Rx {
     }
 
     /// Gives the buffers back that `read` bytes lie in.
-    fn give(
-        &mut self,
-        memory: &GuestMemoryMmap,
-        room: &mut Room,
-        read: usize,
-    ) -> Result<(), Error> {
-        let mut batch: Vec<Used> = Vec::with_capacity(2);
+    fn give(&mut self, view: &View, room: &mut Room, read: usize) -> Result<(), Error> {
+        let mut batch: Vec<Used> = Vec::with_capacity(room.buffers.len());
         let mut left = read;
         for buffer in &room.buffers {
             let used = left.min(buffer.len);
@@ -182,14 +243,12 @@ impl Rx {
             }
         }
         // The kernel leaves these two bytes of the header alone.
-        write_at(&room.slices, NUM_BUFFERS, (batch.len() as u16).to_le_bytes());
+        write_at(&room.slices, NUM_BUFFERS, &(batch.len() as u16).to_le_bytes());
         for buffer in room.buffers.drain(..batch.len()) {
             room.bytes -= buffer.len;
-            for slice in room.slices.drain(..buffer.slices) {
-                slice.bitmap().mark_dirty(0, slice.len());
-            }
+            room.slices.drain(..buffer.slices);
         }
-        self.used.publish(&mut self.ring.queue, memory, &batch)
+        self.used.publish(&mut self.ring.queue, view, &batch)
     }
 }
 
@@ -202,7 +261,7 @@ impl<'a> Room<'a> {
         }
         self.bytes >= bytes
             || self.buffers.len() >= usize::from(size)
-            || self.slices.len() >= MAX_VECTORS
+            || self.slices.len() >= MAX_SLICES
     }
 
     fn first_slices(&self) -> usize {
@@ -211,47 +270,34 @@ impl<'a> Room<'a> {
 
     /// Adds a chain; false when it is no buffer: too short for a header, longer than any
     /// driver's, partly for reading, or not in guest memory.
-    fn add(
-        &mut self,
-        memory: &'a GuestMemoryMmap,
-        head: u16,
-        chain: &mut DescriptorChain<&'a GuestMemoryMmap>,
-    ) -> bool {
-        let (before, mut len, mut more) = (self.slices.len(), 0, true);
-        for descriptor in chain.take(MAX_DESCRIPTORS) {
-            if !descriptor.is_write_only() {
-                return false;
+    fn add(&mut self, view: &View<'a>, head: u16) -> bool {
+        let before = self.slices.len();
+        match view.gather(head, true, MAX_BUFFER, &mut self.slices) {
+            Ok(len) if len >= HEADER => {
+                self.buffers.push_back(Buffer { head, len, slices: self.slices.len() - before });
+                self.bytes += len;
+                true
             }
-            for slice in memory.get_slices(descriptor.addr(), descriptor.len() as usize) {
-                let Ok(slice) = slice else { return false };
-                len += slice.len();
-                self.slices.push_back(slice);
-            }
-            more = descriptor.has_next();
-        }
-        let slices = self.slices.len() - before;
-        self.buffers.push_back(Buffer { head, len, slices });
-        self.bytes += len;
-        if more || len < HEADER {
             // The caller gives all back.
-            self.buffers.pop_back();
-            return false;
+            _ => false,
         }
-        true
     }
 }
 
-/// Writes to what `slices` are together.
-fn write_at(slices: &VecDeque<VolatileSlice>, offset: usize, bytes: [u8; 2]) {
+/// Writes to what `slices` are together, from `offset` on.
+fn write_at(slices: &VecDeque<VolatileSlice>, offset: usize, mut bytes: &[u8]) {
     let mut skip = offset;
-    let mut bytes = bytes.iter();
     for slice in slices {
-        while skip < slice.len() {
-            let Some(&byte) = bytes.next() else { return };
-            // In bounds: cannot fail.
-            let _ = slice.write_obj(byte, skip);
-            skip += 1;
+        if bytes.is_empty() {
+            return;
         }
-        skip -= slice.len();
+        let Ok(place) = slice.offset(skip) else {
+            skip -= slice.len();
+            continue;
+        };
+        let count = place.len().min(bytes.len());
+        place.copy_from(&bytes[..count]);
+        bytes = &bytes[count..];
+        skip = 0;
     }
 }

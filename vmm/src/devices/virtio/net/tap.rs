@@ -8,8 +8,8 @@ use vm_memory::volatile_memory::VolatileSlice;
 
 use super::HEADER;
 
-/// Most vectors of one call (UIO_MAXIOV of the kernel).
-pub(super) const MAX_VECTORS: usize = 1024;
+/// Most slices of one call: UIO_MAXIOV of the kernel, and one is for memory of ours.
+pub(super) const MAX_SLICES: usize = 1023;
 
 /// A tap's queue. Reads and writes are of whole frames, each behind its header.
 pub struct Tap {
@@ -77,16 +77,23 @@ impl Tap {
         }
     }
 
-    /// Reads a frame into `slices`; what does not fit is lost.
+    /// Reads a frame into `slices`, and what does not fit there into `beyond`; what does not
+    /// fit there either is lost.
     #[allow(unsafe_code)]
     pub(super) fn read<'a>(
         &self,
-        slices: impl Iterator<Item = &'a VolatileSlice<'a>>,
+        slices: impl ExactSizeIterator<Item = &'a VolatileSlice<'a>>,
+        beyond: &mut [u8],
     ) -> nix::Result<usize> {
-        let vectors: Vec<libc::iovec> = slices.take(MAX_VECTORS).map(vector).collect();
+        let mut vectors = Vec::with_capacity(slices.len() + 1);
+        vectors.extend(slices.take(MAX_SLICES).map(vector));
+        if !beyond.is_empty() {
+            vectors.push(libc::iovec { iov_base: beyond.as_mut_ptr().cast(), iov_len: beyond.len() });
+        }
         let count = vectors.len() as libc::c_int;
         // SAFETY: each vector is a slice of guest memory, which is mapped for as long as the
-        // slices live; the kernel may write there as the guest may, Rust holds no reference.
+        // slices live, and where the kernel may write as the guest may, since Rust holds no
+        // reference; but the last one, `beyond`, which is borrowed for the call.
         let read = unsafe { libc::readv(self.fd.as_raw_fd(), vectors.as_ptr(), count) };
         usize::try_from(read).map_err(|_| nix::Error::last())
     }
@@ -99,7 +106,7 @@ impl Tap {
         vectors.push(libc::iovec { iov_base: head.as_ptr() as *mut _, iov_len: head.len() });
         vectors.extend(rest.iter().map(vector));
         let count = vectors.len() as libc::c_int;
-        // SAFETY: as in `read`; `head` is borrowed for the call.
+        // SAFETY: as in `read`; `head` is borrowed for the call, and only read.
         let written = unsafe { libc::writev(self.fd.as_raw_fd(), vectors.as_ptr(), count) };
         usize::try_from(written).map_err(|_| nix::Error::last())
     }

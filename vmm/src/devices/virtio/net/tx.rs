@@ -1,21 +1,21 @@
 //! From the guest's buffers to the tap (virtio 1.2, section 5.1.6.2).
 
-use virtio_queue::{Error, QueueOwnedT, QueueT};
+use virtio_queue::{Error, QueueT};
+use vm_memory::GuestMemoryMmap;
 use vm_memory::volatile_memory::VolatileSlice;
-use vm_memory::{GuestMemory, GuestMemoryMmap};
 
 use super::guard::{CHECKED, Guard};
 use super::handler::{Lane, Pause};
 use super::header;
 use super::used::{Publisher, Used};
+use super::view::View;
 use super::{ETHERNET, HEADER, MAX_FRAME};
 use crate::devices::virtio::device::ActiveQueue;
-use crate::devices::virtio::serve::Chain;
 
 /// Frames before others get their turn.
 const BUDGET: usize = 64;
-/// Most descriptors of a frame; Linux uses up to 19 (MAX_SKB_FRAGS and two).
-const MAX_DESCRIPTORS: usize = 64;
+/// Slices that most frames have at most.
+const USUAL_SLICES: usize = 20;
 
 /// The transmit queue of a pair.
 pub(super) struct Tx {
@@ -27,12 +27,12 @@ pub(super) struct Tx {
 }
 
 /// What the driver wants to be sent.
-struct Frame<'a> {
+struct Frame<'a, 'm> {
     /// Copies of the header and of the first bytes, of which `copied` there are.
     head: [u8; HEADER + CHECKED],
     copied: usize,
     /// Where the others are.
-    rest: Vec<VolatileSlice<'a>>,
+    rest: &'a [VolatileSlice<'m>],
     /// Bytes without the header.
     len: usize,
 }
@@ -57,9 +57,10 @@ impl Tx {
         guard: Option<&Guard>,
         lane: &mut Lane,
     ) -> Result<Pause, Error> {
-        let mut batch = Vec::new();
-        let pause = self.send(memory, guard, lane, &mut batch)?;
-        self.used.publish(&mut self.ring.queue, memory, &batch)?;
+        let mut view = View::new(&self.ring.queue, memory)?;
+        let mut batch = Vec::with_capacity(BUDGET);
+        let pause = self.send(&mut view, memory, guard, lane, &mut batch)?;
+        self.used.publish(&mut self.ring.queue, &view, &batch)?;
         Ok(pause)
     }
 
@@ -68,20 +69,21 @@ impl Tx {
         self.used.due(&self.ring.queue, memory)
     }
 
-    fn send(
+    fn send<'m>(
         &mut self,
-        memory: &GuestMemoryMmap,
+        view: &mut View<'m>,
+        memory: &'m GuestMemoryMmap,
         guard: Option<&Guard>,
         lane: &mut Lane,
         batch: &mut Vec<Used>,
     ) -> Result<Pause, Error> {
         let queue = &mut self.ring.queue;
-        let mut promised = false;
+        let (mut promised, mut slices) = (false, Vec::with_capacity(USUAL_SLICES));
         while batch.len() < BUDGET.min(usize::from(queue.size())) {
             if let Some(wait) = lane.throttled() {
                 return Ok(Pause::Throttled(wait));
             }
-            let Some(chain) = queue.iter(memory)?.next() else {
+            let Some(head) = view.take(queue)? else {
                 if promised {
                     return Err(Error::InvalidAvailRingIndex);
                 }
@@ -92,11 +94,12 @@ impl Tx {
                 continue;
             };
             promised = false;
-            let head = chain.head_index();
-            match send(memory, guard, lane, chain, self.features) {
+            slices.clear();
+            let frame = Frame::take(view, head, &mut slices);
+            match send(frame, guard, lane, self.features) {
                 Outcome::Done => batch.push((head, 0)),
                 Outcome::Blocked => {
-                    queue.go_to_previous_position();
+                    queue.set_next_avail(queue.next_avail().wrapping_sub(1));
                     self.blocked = true;
                     return Ok(Pause::Idle);
                 }
@@ -106,15 +109,9 @@ impl Tx {
     }
 }
 
-/// Sends the frame of one chain, or does not.
-fn send(
-    memory: &GuestMemoryMmap,
-    guard: Option<&Guard>,
-    lane: &mut Lane,
-    chain: Chain,
-    features: u64,
-) -> Outcome {
-    let Some(mut frame) = Frame::take(memory, chain) else {
+/// Sends a frame, or does not.
+fn send(frame: Option<Frame>, guard: Option<&Guard>, lane: &mut Lane, features: u64) -> Outcome {
+    let Some(mut frame) = frame else {
         lane.counters.malformed.add(1);
         return Outcome::Done;
     };
@@ -134,7 +131,7 @@ fn send(
     };
     frame.head[..HEADER].copy_from_slice(&header);
     loop {
-        match lane.tap.write(&frame.head[..frame.copied], &frame.rest) {
+        match lane.tap.write(&frame.head[..frame.copied], frame.rest) {
             Ok(_) => lane.passed(frame.len),
             Err(nix::Error::EINTR) => continue,
             Err(nix::Error::EAGAIN) => return Outcome::Blocked,
@@ -144,37 +141,29 @@ fn send(
     }
 }
 
-impl<'a> Frame<'a> {
-    /// The frame in a chain; none when there is something for the device to write to, too
-    /// many descriptors or one that cannot be read, or too few or too many bytes.
-    fn take(memory: &'a GuestMemoryMmap, mut chain: Chain<'a>) -> Option<Frame<'a>> {
-        let (mut rest, mut bytes, mut more) = (Vec::with_capacity(4), 0usize, false);
-        for descriptor in chain.by_ref().take(MAX_DESCRIPTORS) {
-            if descriptor.is_write_only() {
-                return None;
-            }
-            bytes += descriptor.len() as usize;
-            if bytes > HEADER + MAX_FRAME {
-                return None;
-            }
-            for slice in memory.get_slices(descriptor.addr(), descriptor.len() as usize) {
-                rest.push(slice.ok()?);
-            }
-            more = descriptor.has_next();
-        }
-        if more || bytes < HEADER + ETHERNET {
+impl<'a, 'm> Frame<'a, 'm> {
+    /// The frame in a chain, whose buffers `slices` are to hold; none when it is no chain for
+    /// reading, or has too few or too many bytes.
+    fn take(
+        view: &View<'m>,
+        chain: u16,
+        slices: &'a mut Vec<VolatileSlice<'m>>,
+    ) -> Option<Frame<'a, 'm>> {
+        let bytes = view.gather(chain, false, HEADER + MAX_FRAME, slices).ok()?;
+        if bytes < HEADER + ETHERNET {
             return None;
         }
         let mut head = [0; HEADER + CHECKED];
-        let copied = copy(&mut rest, &mut head);
-        Some(Frame { head, copied, rest, len: bytes - HEADER })
+        let (copied, whole) = copy(slices, &mut head);
+        Some(Frame { head, copied, rest: &slices[whole..], len: bytes - HEADER })
     }
 }
 
-/// Moves the first bytes of `slices` to `head`; how many there were.
-fn copy(slices: &mut Vec<VolatileSlice>, head: &mut [u8]) -> usize {
+/// Copies the first bytes of `slices` to `head`, and takes them off what they lie in: gives
+/// how many there were, and of how many slices nothing is left.
+fn copy(slices: &mut [VolatileSlice], head: &mut [u8]) -> (usize, usize) {
     let (mut copied, mut whole) = (0, 0);
-    for slice in slices.iter_mut() {
+    for slice in slices {
         let count = slice.copy_to(&mut head[copied..]);
         copied += count;
         match slice.offset(count) {
@@ -185,6 +174,5 @@ fn copy(slices: &mut Vec<VolatileSlice>, head: &mut [u8]) -> usize {
             _ => whole += 1,
         }
     }
-    slices.drain(..whole);
-    copied
+    (copied, whole)
 }

@@ -11,6 +11,8 @@ use virtio_bindings::bindings::virtio_ring::VRING_AVAIL_F_NO_INTERRUPT;
 use virtio_queue::{Error, Queue, QueueT};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
+use super::view::View;
+
 /// A buffer to give back: the head of its chain, and the bytes that were written to it.
 pub(super) type Used = (u16, u32);
 
@@ -26,26 +28,25 @@ impl Publisher {
     }
 
     /// Gives `batch` back, no more than the queue has entries, all at once.
+    ///
+    /// # Errors
+    /// When one of it is no head of a chain.
     pub(super) fn publish(
         &self,
         queue: &mut Queue,
-        memory: &GuestMemoryMmap,
+        view: &View,
         batch: &[Used],
     ) -> Result<(), Error> {
-        let Some((&(last, len), others)) = batch.split_last() else { return Ok(()) };
-        let (first, size) = (Wrapping(queue.next_used()), queue.size());
-        for (position, &(head, len)) in others.iter().enumerate() {
-            if head >= size {
-                return Err(Error::InvalidDescriptorIndex);
-            }
-            let entry = u64::from((first + Wrapping(position as u16)).0 % size);
-            let address = queue.used_ring().checked_add(4 + entry * 8);
-            let address = GuestAddress(address.ok_or(Error::AddressOverflow)?);
-            let element = [u32::from(head).to_le_bytes(), len.to_le_bytes()].concat();
-            memory.write_slice(&element, address).map_err(Error::GuestMemory)?;
+        if batch.is_empty() {
+            return Ok(());
         }
-        queue.set_next_used((first + Wrapping(others.len() as u16)).0);
-        queue.add_used(memory, last, len)
+        let mut next = Wrapping(queue.next_used());
+        for &(head, len) in batch {
+            view.put(next, head, len)?;
+            next += 1;
+        }
+        queue.set_next_used(next.0);
+        view.publish(next)
     }
 
     /// Whether the driver wants an interrupt for what was published since the last call
@@ -94,11 +95,12 @@ mod tests {
         let mut queue = queue(&ring, false);
         queue.set_next_used(u16::MAX - 1);
         let publisher = Publisher::new(&queue);
-        publisher.publish(&mut queue, &memory, &[]).unwrap();
-        publisher.publish(&mut queue, &memory, &[(0, 10), (1, 11), (2, 12), (3, 13)]).unwrap();
+        let view = View::new(&queue, &memory).unwrap();
+        publisher.publish(&mut queue, &view, &[]).unwrap();
+        publisher.publish(&mut queue, &view, &[(0, 10), (1, 11), (2, 12), (3, 13)]).unwrap();
         assert_eq!((queue.next_used(), ring.used(u16::MAX - 1)), (2, vec![10, 11, 12, 13]));
-        assert!(publisher.publish(&mut queue, &memory, &[(4, 0), (0, 0)]).is_err());
-        assert!(publisher.publish(&mut queue, &memory, &[(0, 0), (4, 0)]).is_err());
+        assert!(publisher.publish(&mut queue, &view, &[(4, 0), (0, 0)]).is_err());
+        assert!(publisher.publish(&mut queue, &view, &[(0, 0), (4, 0)]).is_err());
     }
 
     #[test]
@@ -111,7 +113,8 @@ mod tests {
         let mut queue_ = queue(&ring, false);
         let mut publisher = Publisher::new(&queue_);
         let publish = |queue: &mut Queue, publisher: &mut Publisher, count: usize| {
-            publisher.publish(queue, &memory, &vec![(0, 0); count]).unwrap();
+            let view = View::new(queue, &memory).unwrap();
+            publisher.publish(queue, &view, &vec![(0, 0); count]).unwrap();
             publisher.due(queue, &memory).unwrap()
         };
         assert!(!publish(&mut queue_, &mut publisher, 0), "nothing happened");

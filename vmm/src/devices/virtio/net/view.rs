@@ -1,0 +1,179 @@
+//! A split virtqueue (virtio 1.2, section 2.7) as mapped memory.
+//!
+//! virtio-queue translates a guest address for each index and each descriptor that it reads,
+//! which for a frame of 64 KiB in 43 buffers is most of what the frame costs. Here the three
+//! parts of a queue are looked up once for an event; the queue itself, its indices included,
+//! stays virtio-queue's.
+
+use std::num::Wrapping;
+use std::sync::atomic::Ordering;
+
+use virtio_bindings::bindings::virtio_ring::{
+    VRING_DESC_F_INDIRECT, VRING_DESC_F_NEXT, VRING_DESC_F_WRITE,
+};
+use virtio_queue::desc::split::Descriptor;
+use virtio_queue::{Error, Queue, QueueT};
+use vm_memory::volatile_memory::{VolatileMemory, VolatileSlice};
+use vm_memory::{ByteValued, Bytes, GuestAddress, GuestMemory, GuestMemoryMmap};
+
+/// Most descriptors of a chain; Linux uses up to 19 (MAX_SKB_FRAGS and two).
+const MAX_DESCRIPTORS: usize = 64;
+/// Flags and index, before the entries of the available and of the used ring.
+const ENTRIES: usize = 4;
+
+/// See the module.
+pub(super) struct View<'a> {
+    memory: &'a GuestMemoryMmap,
+    table: VolatileSlice<'a>,
+    available: VolatileSlice<'a>,
+    used: VolatileSlice<'a>,
+    size: u16,
+    /// The driver's index when it was last read.
+    seen: Wrapping<u16>,
+}
+
+/// A chain is none: it has buffers of the other direction, too many or too large ones, or
+/// some that are not in memory.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct NoBuffer;
+
+impl<'a> View<'a> {
+    /// # Errors
+    /// When a part is not in memory, or lies across two regions of it (2 GiB apart, where
+    /// Linux allocates nothing).
+    pub(super) fn new(queue: &Queue, memory: &'a GuestMemoryMmap) -> Result<View<'a>, Error> {
+        let entries = usize::from(queue.size());
+        let part = |address, bytes| {
+            memory.get_slice(GuestAddress(address), bytes).map_err(Error::GuestMemory)
+        };
+        Ok(View {
+            memory,
+            table: part(queue.desc_table(), entries * size_of::<Descriptor>())?,
+            available: part(queue.avail_ring(), ENTRIES + entries * size_of::<u16>())?,
+            used: part(queue.used_ring(), ENTRIES + entries * size_of::<Element>())?,
+            size: queue.size(),
+            seen: Wrapping(queue.next_avail()),
+        })
+    }
+
+    /// Chains that are available and not taken.
+    ///
+    /// # Errors
+    /// When the driver's index claims more than there are entries.
+    fn waiting(&mut self, queue: &Queue) -> Result<u16, Error> {
+        let index = self.available.load(2, Ordering::Acquire).map_err(volatile)?;
+        self.seen = Wrapping(u16::from_le(index));
+        let waiting = self.seen - Wrapping(queue.next_avail());
+        if waiting.0 > self.size { Err(Error::InvalidAvailRingIndex) } else { Ok(waiting.0) }
+    }
+
+    /// Whether so many chains wait at least.
+    ///
+    /// # Errors
+    /// As [`take`](Self::take).
+    pub(super) fn has(&mut self, queue: &Queue, chains: usize) -> Result<bool, Error> {
+        let known = self.seen - Wrapping(queue.next_avail());
+        Ok(usize::from(known.0) >= chains || usize::from(self.waiting(queue)?) >= chains)
+    }
+
+    /// Takes the next chain; gives its head, which may lie outside of the table.
+    ///
+    /// # Errors
+    /// When the driver broke the ring.
+    pub(super) fn take(&mut self, queue: &mut Queue) -> Result<Option<u16>, Error> {
+        let next = queue.next_avail();
+        if self.seen.0 == next && self.waiting(queue)? == 0 {
+            return Ok(None);
+        }
+        let entry = ENTRIES + usize::from(next % self.size) * size_of::<u16>();
+        let head = self.available.load(entry, Ordering::Relaxed).map_err(volatile)?;
+        queue.set_next_avail(next.wrapping_add(1));
+        Ok(Some(u16::from_le(head)))
+    }
+
+    /// Adds what the buffers of the chain at `head` are in memory to `slices`, in order; gives
+    /// their bytes, of which there may be `most`. `writable` says whose they have to be.
+    ///
+    /// # Errors
+    /// When it is no such chain; what was added before one saw that is in `slices`.
+    pub(super) fn gather(
+        &self,
+        head: u16,
+        writable: bool,
+        most: usize,
+        slices: &mut impl Extend<VolatileSlice<'a>>,
+    ) -> Result<usize, NoBuffer> {
+        let (mut table, mut indirect) = (self.table, false);
+        let (mut index, mut bytes, mut buffers) = (head, 0usize, 0);
+        loop {
+            let descriptor = descriptor(&table, index).ok_or(NoBuffer)?;
+            let (flags, len) = (u32::from(descriptor.flags()), descriptor.len() as usize);
+            if flags & VRING_DESC_F_INDIRECT != 0 {
+                let whole = len.is_multiple_of(size_of::<Descriptor>());
+                if indirect || !whole || flags & VRING_DESC_F_NEXT != 0 {
+                    return Err(NoBuffer);
+                }
+                table = self.memory.get_slice(descriptor.addr(), len).map_err(|_| NoBuffer)?;
+                (indirect, index) = (true, 0);
+                continue;
+            }
+            bytes += len;
+            buffers += 1;
+            let fits = buffers <= MAX_DESCRIPTORS && bytes <= most;
+            if !fits || (flags & VRING_DESC_F_WRITE != 0) != writable {
+                return Err(NoBuffer);
+            }
+            for slice in self.memory.get_slices(descriptor.addr(), len) {
+                slices.extend([slice.map_err(|_| NoBuffer)?]);
+            }
+            if flags & VRING_DESC_F_NEXT == 0 {
+                return Ok(bytes);
+            }
+            index = descriptor.next();
+        }
+    }
+
+    /// Writes an entry of the used ring; the driver sees it with the next
+    /// [`publish`](Self::publish).
+    ///
+    /// # Errors
+    /// When `head` is none.
+    pub(super) fn put(&self, place: Wrapping<u16>, head: u16, len: u32) -> Result<(), Error> {
+        if head >= self.size {
+            return Err(Error::InvalidDescriptorIndex);
+        }
+        let entry = ENTRIES + usize::from(place.0 % self.size) * size_of::<Element>();
+        let element = Element { id: u32::from(head).to_le(), len: len.to_le() };
+        self.used.get_ref(entry).map_err(volatile)?.store(element);
+        Ok(())
+    }
+
+    /// Tells the driver that the used ring goes up to `index`.
+    ///
+    /// # Errors
+    /// None of a ring that is mapped.
+    pub(super) fn publish(&self, index: Wrapping<u16>) -> Result<(), Error> {
+        self.used.store(index.0.to_le(), 2, Ordering::Release).map_err(volatile)
+    }
+}
+
+/// `struct virtq_used_elem` (section 2.7.8).
+#[derive(Clone, Copy, Default)]
+#[repr(C)]
+struct Element {
+    id: u32,
+    len: u32,
+}
+
+#[allow(unsafe_code)]
+// SAFETY: two numbers without padding.
+unsafe impl ByteValued for Element {}
+
+fn descriptor(table: &VolatileSlice, index: u16) -> Option<Descriptor> {
+    let place = usize::from(index) * size_of::<Descriptor>();
+    table.get_ref::<Descriptor>(place).ok().map(|reference| reference.load())
+}
+
+fn volatile(error: vm_memory::VolatileMemoryError) -> Error {
+    Error::GuestMemory(error.into())
+}
