@@ -3,6 +3,7 @@
 //! ```text
 //! interface  ingress qdisc: matchall -> mirred, out by the tap          -> guest
 //! tap        ingress qdisc: matchall -> mirred, out by the interface   <-  guest
+//!            noqueue at its root
 //! ```
 //!
 //! What arrives at either leaves by the other before any protocol of the host's sees it. The
@@ -32,6 +33,7 @@ const PRIORITY: u16 = u16::MAX;
 /// Largest MTU of a tap, and the least (drivers/net/tun.c).
 const MTU: std::ops::RangeInclusive<u32> = 68..=65535;
 const INGRESS: &str = "ingress";
+const NOQUEUE: &str = "noqueue";
 /// The handle that stands for all filters of our priority.
 const ALL: u32 = 0;
 
@@ -73,6 +75,7 @@ pub(super) fn make(
     }
     let index = nix::net::if_::if_nametoindex(name.as_str()).map_err(failed)?;
     silence(netlink, index).map_err(failed)?;
+    shorten(netlink, index).map_err(failed)?;
     follow(netlink, index, interface).map_err(failed)?;
     tie(netlink, index, interface.index)
         .and_then(|()| tie(netlink, interface.index, index))
@@ -91,6 +94,16 @@ fn silence(netlink: &mut Netlink, tap: u32) -> Result<(), Errno> {
         Err(Errno::EAFNOSUPPORT | Errno::EOPNOTSUPP) => Ok(()),
         other => other,
     }
+}
+
+/// Frames go straight into the tap's own queue: it never tells a queueing discipline to wait
+/// (tun_net_xmit in drivers/net/tun.c), so that one before it costs each frame something and
+/// orders nothing.
+fn shorten(netlink: &mut Netlink, tap: u32) -> Result<(), Errno> {
+    let mut message = TcMessage::with_index(tap as i32);
+    message.header.parent = TcHandle::ROOT;
+    message.attributes.push(TcAttribute::Kind(NOQUEUE.into()));
+    netlink.change(libc::RTM_NEWQDISC, libc::NLM_F_CREATE | libc::NLM_F_REPLACE, &message)
 }
 
 /// Gives the tap the interface's MTU, and takes it up.

@@ -15,10 +15,11 @@
 
 use std::collections::VecDeque;
 
+use smallvec::SmallVec;
 use virtio_bindings::virtio_net as net;
 use virtio_queue::{Error, QueueT};
-use vm_memory::volatile_memory::VolatileSlice;
 use vm_memory::GuestMemoryMmap;
+use vm_memory::volatile_memory::VolatileSlice;
 
 use super::handler::{Lane, Pause};
 use super::tap::MAX_SLICES;
@@ -232,7 +233,7 @@ impl Rx {
 
     /// Gives the buffers back that `read` bytes lie in.
     fn give(&mut self, view: &View, room: &mut Room, read: usize) -> Result<(), Error> {
-        let mut batch: Vec<Used> = Vec::with_capacity(room.buffers.len());
+        let mut batch: SmallVec<[Used; 8]> = SmallVec::new();
         let mut left = read;
         for buffer in &room.buffers {
             let used = left.min(buffer.len);

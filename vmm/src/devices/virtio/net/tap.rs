@@ -3,6 +3,7 @@
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use smallvec::SmallVec;
 use virtio_bindings::virtio_net as net;
 use vm_memory::volatile_memory::VolatileSlice;
 
@@ -10,6 +11,9 @@ use super::HEADER;
 
 /// Most slices of one call: UIO_MAXIOV of the kernel, and one is for memory of ours.
 pub(super) const MAX_SLICES: usize = 1023;
+
+/// What most frames need lies on the stack.
+type Vectors = SmallVec<[libc::iovec; 8]>;
 
 /// A tap's queue. Reads and writes are of whole frames, each behind its header.
 pub struct Tap {
@@ -82,13 +86,13 @@ impl Tap {
     #[allow(unsafe_code)]
     pub(super) fn read<'a>(
         &self,
-        slices: impl ExactSizeIterator<Item = &'a VolatileSlice<'a>>,
+        slices: impl Iterator<Item = &'a VolatileSlice<'a>>,
         beyond: &mut [u8],
     ) -> nix::Result<usize> {
-        let mut vectors = Vec::with_capacity(slices.len() + 1);
-        vectors.extend(slices.take(MAX_SLICES).map(vector));
+        let mut vectors: Vectors = slices.take(MAX_SLICES).map(vector).collect();
         if !beyond.is_empty() {
-            vectors.push(libc::iovec { iov_base: beyond.as_mut_ptr().cast(), iov_len: beyond.len() });
+            vectors
+                .push(libc::iovec { iov_base: beyond.as_mut_ptr().cast(), iov_len: beyond.len() });
         }
         let count = vectors.len() as libc::c_int;
         // SAFETY: each vector is a slice of guest memory, which is mapped for as long as the
@@ -101,7 +105,7 @@ impl Tap {
     /// Writes a frame: `head`, then `rest`.
     #[allow(unsafe_code)]
     pub(super) fn write(&self, head: &[u8], rest: &[VolatileSlice]) -> nix::Result<usize> {
-        let mut vectors = Vec::with_capacity(rest.len() + 1);
+        let mut vectors = Vectors::new();
         // The kernel only reads there.
         vectors.push(libc::iovec { iov_base: head.as_ptr() as *mut _, iov_len: head.len() });
         vectors.extend(rest.iter().map(vector));
