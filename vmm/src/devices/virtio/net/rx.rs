@@ -13,8 +13,6 @@
 //! Without room for the largest frame the tap is not read and frames wait there; the driver's
 //! next buffers are the next event.
 
-use std::collections::VecDeque;
-
 use smallvec::SmallVec;
 use virtio_bindings::virtio_net as net;
 use virtio_queue::{Error, QueueT};
@@ -68,10 +66,36 @@ struct Buffer {
 /// Buffers that the next frames go to, in the ring's order.
 #[derive(Default)]
 struct Room<'a> {
-    buffers: VecDeque<Buffer>,
+    buffers: Queue<Buffer>,
     /// Of all buffers, in order.
-    slices: VecDeque<VolatileSlice<'a>>,
+    slices: Queue<VolatileSlice<'a>>,
     bytes: usize,
+}
+
+/// What is added at the end and taken off at the front, in one piece.
+struct Queue<T> {
+    all: Vec<T>,
+    gone: usize,
+}
+
+impl<T> Default for Queue<T> {
+    fn default() -> Queue<T> {
+        Queue { all: Vec::new(), gone: 0 }
+    }
+}
+
+impl<T> Queue<T> {
+    fn now(&self) -> &[T] {
+        &self.all[self.gone..]
+    }
+
+    fn drop_front(&mut self, count: usize) {
+        self.gone += count;
+        if self.gone >= self.all.len() {
+            self.all.clear();
+            self.gone = 0;
+        }
+    }
 }
 
 /// What became of an attempt to make room.
@@ -106,7 +130,7 @@ impl Rx {
         let mut view = View::new(&self.ring.queue, memory)?;
         let pause = self.fill(&mut view, memory, &mut room, lane);
         // No frame came for these.
-        let unused = room.buffers.len() as u16;
+        let unused = room.buffers.now().len() as u16;
         let queue = &mut self.ring.queue;
         queue.set_next_avail(queue.next_avail().wrapping_sub(unused));
         pause
@@ -138,14 +162,14 @@ impl Rx {
                 }
             }
             // Without merging, the others are for other frames.
-            let usable = if self.mergeable { room.slices.len() } else { room.first_slices() };
+            let slices = room.slices.now();
+            let usable = if self.mergeable { slices.len() } else { room.first_slices() };
             // Behind the slices, if all of them are read into.
-            let spill = match room.slices.len() {
+            let spill = match slices.len() {
                 0..=MAX_SLICES => self.spill.len().saturating_sub(room.bytes),
                 _ => 0,
             };
-            let slices = room.slices.iter().take(usable);
-            match lane.tap.read(slices, &mut self.spill[..spill]) {
+            match lane.tap.read(&slices[..usable], &mut self.spill[..spill]) {
                 Ok(0) | Err(nix::Error::EAGAIN) => return Ok(Pause::Idle),
                 Ok(read) if read < HEADER || read > self.largest => lane.counters.malformed.add(1),
                 Ok(read) => {
@@ -170,7 +194,7 @@ impl Rx {
     /// Bytes for which there is to be room: those of the largest frame, and one more that
     /// tells of a larger one, or fewer, where what is beyond would fit all the same.
     fn wanted(&self, view: &mut View, room: &Room) -> Result<usize, Error> {
-        let enough = self.largest.div_ceil(SMALL).saturating_sub(room.buffers.len());
+        let enough = self.largest.div_ceil(SMALL).saturating_sub(room.buffers.now().len());
         let few = self.large == 0 && view.has(&self.ring.queue, enough)?;
         Ok(if few { SMALL.min(self.largest + 1) } else { self.largest + 1 })
     }
@@ -193,7 +217,7 @@ impl Rx {
         if !matches!(found, Found::Room) || room.bytes < read {
             return Ok(false);
         }
-        write_at(&room.slices, inside, &self.spill[..read - inside]);
+        write_at(room.slices.now(), inside, &self.spill[..read - inside]);
         Ok(true)
     }
 
@@ -221,7 +245,7 @@ impl Rx {
             promised = false;
             if !room.add(view, head) {
                 // All of them go back, so that none is taken out of turn.
-                let mut batch: Vec<Used> = room.buffers.drain(..).map(|b| (b.head, 0)).collect();
+                let mut batch: Vec<Used> = room.buffers.now().iter().map(|b| (b.head, 0)).collect();
                 batch.push((head, 0));
                 *room = Room::default();
                 self.used.publish(queue, view, &batch)?;
@@ -234,21 +258,21 @@ impl Rx {
     /// Gives the buffers back that `read` bytes lie in.
     fn give(&mut self, view: &View, room: &mut Room, read: usize) -> Result<(), Error> {
         let mut batch: SmallVec<[Used; 8]> = SmallVec::new();
-        let mut left = read;
-        for buffer in &room.buffers {
+        let (mut left, mut slices) = (read, 0);
+        for buffer in room.buffers.now() {
             let used = left.min(buffer.len);
             batch.push((buffer.head, used as u32));
+            slices += buffer.slices;
+            room.bytes -= buffer.len;
             left -= used;
             if left == 0 {
                 break;
             }
         }
         // The kernel leaves these two bytes of the header alone.
-        write_at(&room.slices, NUM_BUFFERS, &(batch.len() as u16).to_le_bytes());
-        for buffer in room.buffers.drain(..batch.len()) {
-            room.bytes -= buffer.len;
-            room.slices.drain(..buffer.slices);
-        }
+        write_at(room.slices.now(), NUM_BUFFERS, &(batch.len() as u16).to_le_bytes());
+        room.buffers.drop_front(batch.len());
+        room.slices.drop_front(slices);
         self.used.publish(&mut self.ring.queue, view, &batch)
     }
 }
@@ -258,24 +282,25 @@ impl<'a> Room<'a> {
     /// buffers, or what one system call takes.
     fn holds(&self, mergeable: bool, bytes: usize, size: u16) -> bool {
         if !mergeable {
-            return !self.buffers.is_empty();
+            return !self.buffers.now().is_empty();
         }
         self.bytes >= bytes
-            || self.buffers.len() >= usize::from(size)
-            || self.slices.len() >= MAX_SLICES
+            || self.buffers.now().len() >= usize::from(size)
+            || self.slices.now().len() >= MAX_SLICES
     }
 
     fn first_slices(&self) -> usize {
-        self.buffers.front().map_or(0, |buffer| buffer.slices)
+        self.buffers.now().first().map_or(0, |buffer| buffer.slices)
     }
 
     /// Adds a chain; false when it is no buffer: too short for a header, longer than any
     /// driver's, partly for reading, or not in guest memory.
     fn add(&mut self, view: &View<'a>, head: u16) -> bool {
-        let before = self.slices.len();
-        match view.gather(head, true, MAX_BUFFER, &mut self.slices) {
+        let slices = &mut self.slices.all;
+        let before = slices.len();
+        match view.gather(head, true, MAX_BUFFER, slices) {
             Ok(len) if len >= HEADER => {
-                self.buffers.push_back(Buffer { head, len, slices: self.slices.len() - before });
+                self.buffers.all.push(Buffer { head, len, slices: slices.len() - before });
                 self.bytes += len;
                 true
             }
@@ -286,7 +311,7 @@ impl<'a> Room<'a> {
 }
 
 /// Writes to what `slices` are together, from `offset` on.
-fn write_at(slices: &VecDeque<VolatileSlice>, offset: usize, mut bytes: &[u8]) {
+fn write_at(slices: &[VolatileSlice], offset: usize, mut bytes: &[u8]) {
     let mut skip = offset;
     for slice in slices {
         if bytes.is_empty() {

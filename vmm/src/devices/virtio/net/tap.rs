@@ -84,12 +84,8 @@ impl Tap {
     /// Reads a frame into `slices`, and what does not fit there into `beyond`; what does not
     /// fit there either is lost.
     #[allow(unsafe_code)]
-    pub(super) fn read<'a>(
-        &self,
-        slices: impl Iterator<Item = &'a VolatileSlice<'a>>,
-        beyond: &mut [u8],
-    ) -> nix::Result<usize> {
-        let mut vectors: Vectors = slices.take(MAX_SLICES).map(vector).collect();
+    pub(super) fn read(&self, slices: &[VolatileSlice], beyond: &mut [u8]) -> nix::Result<usize> {
+        let mut vectors: Vectors = slices.iter().take(MAX_SLICES).map(vector).collect();
         if !beyond.is_empty() {
             vectors
                 .push(libc::iovec { iov_base: beyond.as_mut_ptr().cast(), iov_len: beyond.len() });

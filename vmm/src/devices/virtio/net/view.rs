@@ -5,6 +5,7 @@
 //! parts of a queue are looked up once for an event; the queue itself, its indices included,
 //! stays virtio-queue's.
 
+use std::cell::Cell;
 use std::num::Wrapping;
 use std::sync::atomic::Ordering;
 
@@ -14,7 +15,10 @@ use virtio_bindings::bindings::virtio_ring::{
 use virtio_queue::desc::split::Descriptor;
 use virtio_queue::{Error, Queue, QueueT};
 use vm_memory::volatile_memory::{VolatileMemory, VolatileSlice};
-use vm_memory::{ByteValued, Bytes, GuestAddress, GuestMemory, GuestMemoryMmap};
+use vm_memory::{
+    ByteValued, Bytes, GuestAddress, GuestMemory, GuestMemoryMmap, GuestMemoryRegion,
+    GuestRegionMmap,
+};
 
 /// Most descriptors of a chain; Linux uses up to 19 (MAX_SKB_FRAGS and two).
 const MAX_DESCRIPTORS: usize = 64;
@@ -24,6 +28,8 @@ const ENTRIES: usize = 4;
 /// See the module.
 pub(super) struct View<'a> {
     memory: &'a GuestMemoryMmap,
+    /// Where the last buffer was, and the next one will be.
+    region: Cell<Option<&'a GuestRegionMmap>>,
     table: VolatileSlice<'a>,
     available: VolatileSlice<'a>,
     used: VolatileSlice<'a>,
@@ -48,6 +54,7 @@ impl<'a> View<'a> {
         };
         Ok(View {
             memory,
+            region: Cell::new(memory.iter().next()),
             table: part(queue.desc_table(), entries * size_of::<Descriptor>())?,
             available: part(queue.avail_ring(), ENTRIES + entries * size_of::<u16>())?,
             used: part(queue.used_ring(), ENTRIES + entries * size_of::<Element>())?,
@@ -101,7 +108,7 @@ impl<'a> View<'a> {
         head: u16,
         writable: bool,
         most: usize,
-        slices: &mut impl Extend<VolatileSlice<'a>>,
+        slices: &mut Vec<VolatileSlice<'a>>,
     ) -> Result<usize, NoBuffer> {
         let (mut table, mut indirect) = (self.table, false);
         let (mut index, mut bytes, mut buffers) = (head, 0usize, 0);
@@ -113,7 +120,7 @@ impl<'a> View<'a> {
                 if indirect || !whole || flags & VRING_DESC_F_NEXT != 0 {
                     return Err(NoBuffer);
                 }
-                table = self.memory.get_slice(descriptor.addr(), len).map_err(|_| NoBuffer)?;
+                table = self.slice(descriptor.addr(), len).ok_or(NoBuffer)?;
                 (indirect, index) = (true, 0);
                 continue;
             }
@@ -123,14 +130,31 @@ impl<'a> View<'a> {
             if !fits || (flags & VRING_DESC_F_WRITE != 0) != writable {
                 return Err(NoBuffer);
             }
-            for slice in self.memory.get_slices(descriptor.addr(), len) {
-                slices.extend([slice.map_err(|_| NoBuffer)?]);
+            if let Some(slice) = self.slice(descriptor.addr(), len) {
+                slices.push(slice);
+            } else {
+                for slice in self.memory.get_slices(descriptor.addr(), len) {
+                    slices.push(slice.map_err(|_| NoBuffer)?);
+                }
             }
             if flags & VRING_DESC_F_NEXT == 0 {
                 return Ok(bytes);
             }
             index = descriptor.next();
         }
+    }
+
+    /// Guest memory that lies in one region.
+    fn slice(&self, address: GuestAddress, len: usize) -> Option<VolatileSlice<'a>> {
+        let within = |region: &'a GuestRegionMmap| {
+            let offset = region.to_region_addr(address)?;
+            region.get_slice(offset, len).ok()
+        };
+        self.region.get().and_then(within).or_else(|| {
+            let region = self.memory.find_region(address)?;
+            self.region.set(Some(region));
+            within(region)
+        })
     }
 
     /// Writes an entry of the used ring; the driver sees it with the next
