@@ -181,10 +181,12 @@ impl NetHandler {
         let mut watched = vec![(self.timer.as_fd(), input, TIMER)];
         for (index, pair) in self.pairs.iter().enumerate() {
             let index = index as u64;
-            watched.push((kick(&pair.rx.ring), input, 2 * index));
-            watched.push((kick(&pair.tx.ring), input, 2 * index + 1));
-            // By edge: a tap with frames for which there is no buffer costs nothing.
-            let both = input | EpollFlags::EPOLLOUT | EpollFlags::EPOLLET;
+            // By edge: a kick need not be read, and a tap with frames for which there is no
+            // buffer costs nothing.
+            let edge = input | EpollFlags::EPOLLET;
+            watched.push((kick(&pair.rx.ring), edge, 2 * index));
+            watched.push((kick(&pair.tx.ring), edge, 2 * index + 1));
+            let both = edge | EpollFlags::EPOLLOUT;
             watched.push((pair.tap.as_fd(), both, TAP + index));
         }
         if let Some((index, ring)) = &self.control {
@@ -297,11 +299,11 @@ impl Handler for NetHandler {
             }
             queue => {
                 let index = (queue / 2) as usize;
-                let Some(pair) = self.pairs.get(index) else { return Ok(()) };
-                let receives = queue % 2 == 0;
-                let ring = if receives { &pair.rx.ring } else { &pair.tx.ring };
-                let _ = ring.kick.read();
-                if receives { self.receive(index, &memory) } else { self.transmit(index, &memory) }
+                if queue % 2 == 0 {
+                    self.receive(index, &memory)
+                } else {
+                    self.transmit(index, &memory)
+                }
             }
         }
     }

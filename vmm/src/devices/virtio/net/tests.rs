@@ -532,3 +532,4 @@ proptest! {
 }
 
 mod real;
+mod sizes;
