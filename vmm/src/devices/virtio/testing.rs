@@ -341,9 +341,14 @@ impl Driver<'_> {
 
     /// From reset to DRIVER_OK, with one fresh ring per index.
     pub fn start(&self, memory: &GuestRam, indices: &[u32]) -> Vec<Ring> {
+        self.start_with(memory, indices, 16)
+    }
+
+    /// The same, with queues of `size` entries.
+    pub fn start_with(&self, memory: &GuestRam, indices: &[u32], size: u16) -> Vec<Ring> {
         self.negotiate();
         let ring = |(slot, &index): (usize, &u32)| {
-            let ring = Ring::new(memory, slot as u64, 16);
+            let ring = Ring::new(memory, slot as u64, size);
             memory.write_slice(&[0; 0x4000], GuestAddress(ring.base)).expect("in memory");
             self.queue(index, &ring);
             ring

@@ -31,8 +31,7 @@ const BUDGET: usize = 64;
 /// Frames after a large one for which there is room for the largest again.
 const LINGER: u32 = 16;
 /// Bytes of a small frame: Ethernet's largest, with the header. A buffer of Linux's is not
-/// smaller (GOOD_PACKET_LEN in drivers/net/virtio_net.c); with smaller ones, in a ring that is
-/// almost empty, a large frame may be lost.
+/// smaller (GOOD_PACKET_LEN in drivers/net/virtio_net.c).
 const SMALL: usize = HEADER + ETHERNET + VLAN + 1500;
 /// More than any buffer of a driver's.
 const MAX_BUFFER: usize = u32::MAX as usize;
@@ -51,8 +50,11 @@ pub(super) struct Rx {
     largest: usize,
     /// Frames for which there is to be room for the largest.
     large: u32,
-    /// What does not fit into buffers: as long as the largest frame, and a byte that tells of
-    /// one that is larger.
+    /// Bytes of the smallest buffer so far, or of a small frame, if those are fewer. A large
+    /// frame may be lost where a driver brings smaller ones than ever, and few.
+    least: usize,
+    /// What does not fit into buffers: where frames are merged as long as the largest, and a
+    /// byte that tells of one that is larger.
     spill: Box<[u8]>,
 }
 
@@ -116,8 +118,9 @@ impl Rx {
         let largest = HEADER + if segments { MAX_FRAME.max(whole) } else { whole };
         let mergeable = has(net::VIRTIO_NET_F_MRG_RXBUF);
         let used = Publisher::new(&ring.queue);
-        let spill = vec![0; if mergeable { largest + 1 } else { 0 }].into();
-        Rx { ring, used, mergeable, largest, large: 0, spill }
+        let spill = vec![0; if mergeable { largest + 1 } else { 1 }].into();
+        // The first frame finds out how large buffers are.
+        Rx { ring, used, mergeable, largest, large: 1, least: SMALL, spill }
     }
 
     /// Fills buffers as long as there are frames and buffers.
@@ -161,19 +164,14 @@ impl Rx {
                     continue;
                 }
             }
-            // Without merging, the others are for other frames.
-            let slices = room.slices.now();
-            let usable = if self.mergeable { slices.len() } else { room.first_slices() };
-            // Behind the slices, if all of them are read into.
-            let spill = match slices.len() {
-                0..=MAX_SLICES => self.spill.len().saturating_sub(room.bytes),
-                _ => 0,
-            };
-            match lane.tap.read(&slices[..usable], &mut self.spill[..spill]) {
+            let (slices, inside) = room.place(self.mergeable);
+            let beyond = self.spill.len().saturating_sub(if self.mergeable { inside } else { 0 });
+            match lane.tap.read(slices, &mut self.spill[..beyond]) {
                 Ok(0) | Err(nix::Error::EAGAIN) => return Ok(Pause::Idle),
-                Ok(read) if read < HEADER || read > self.largest => lane.counters.malformed.add(1),
                 Ok(read) => {
-                    if self.complete(view, memory, room, read)? {
+                    let fits = if self.mergeable { self.largest } else { inside.min(self.largest) };
+                    let whole = (HEADER..=fits).contains(&read);
+                    if whole && self.complete(view, memory, room, inside, read)? {
                         self.give(view, room, read)?;
                         lane.passed(read - HEADER);
                     } else {
@@ -194,23 +192,23 @@ impl Rx {
     /// Bytes for which there is to be room: those of the largest frame, and one more that
     /// tells of a larger one, or fewer, where what is beyond would fit all the same.
     fn wanted(&self, view: &mut View, room: &Room) -> Result<usize, Error> {
-        let enough = self.largest.div_ceil(SMALL).saturating_sub(room.buffers.now().len());
+        let enough = self.largest.div_ceil(self.least).saturating_sub(room.buffers.now().len());
         let few = self.large == 0 && view.has(&self.ring.queue, enough)?;
         Ok(if few { SMALL.min(self.largest + 1) } else { self.largest + 1 })
     }
 
-    /// Moves what of a frame of `read` bytes is not in buffers into some. False when there
-    /// are too few.
+    /// Moves what of a frame of `read` bytes does not lie in the first `inside` bytes of
+    /// buffers there. False when there are too few.
     fn complete<'a>(
         &mut self,
         view: &mut View<'a>,
         memory: &'a GuestMemoryMmap,
         room: &mut Room<'a>,
+        inside: usize,
         read: usize,
     ) -> Result<bool, Error> {
         self.large = if read > SMALL { LINGER } else { self.large.saturating_sub(1) };
-        let inside = room.bytes;
-        if !self.mergeable || read <= inside {
+        if read <= inside {
             return Ok(true);
         }
         let found = self.find(view, memory, room, read)?;
@@ -243,13 +241,18 @@ impl Rx {
                 continue;
             };
             promised = false;
-            if !room.add(view, head) {
+            let Some((len, slices)) = room.add(view, head) else {
                 // All of them go back, so that none is taken out of turn.
                 let mut batch: Vec<Used> = room.buffers.now().iter().map(|b| (b.head, 0)).collect();
                 batch.push((head, 0));
                 *room = Room::default();
                 self.used.publish(queue, view, &batch)?;
                 return Ok(Found::Nonsense);
+            };
+            if len < self.least || slices > 1 {
+                // In so many pieces, the largest frame would need more than one call.
+                let pieces = slices * self.largest.div_ceil(len) > MAX_SLICES;
+                self.least = self.least.min(if pieces { 1 } else { len });
             }
         }
         Ok(Found::Room)
@@ -289,24 +292,31 @@ impl<'a> Room<'a> {
             || self.slices.now().len() >= MAX_SLICES
     }
 
-    fn first_slices(&self) -> usize {
-        self.buffers.now().first().map_or(0, |buffer| buffer.slices)
+    /// What the next frame is read into, and how many bytes that is. Without merging, all but
+    /// the first buffer are for other frames.
+    fn place(&self, mergeable: bool) -> (&[VolatileSlice<'a>], usize) {
+        let slices = self.slices.now();
+        match self.buffers.now().first() {
+            Some(first) if !mergeable => (&slices[..first.slices], first.len),
+            _ if slices.len() <= MAX_SLICES => (slices, self.bytes),
+            _ => {
+                let slices = &slices[..MAX_SLICES];
+                (slices, slices.iter().map(VolatileSlice::len).sum())
+            }
+        }
     }
 
-    /// Adds a chain; false when it is no buffer: too short for a header, longer than any
-    /// driver's, partly for reading, or not in guest memory.
-    fn add(&mut self, view: &View<'a>, head: u16) -> bool {
+    /// Adds a chain, and gives its bytes and slices. None when it is no buffer: too short for
+    /// a header, longer than any driver's, partly for reading, or not in guest memory.
+    fn add(&mut self, view: &View<'a>, head: u16) -> Option<(usize, usize)> {
         let slices = &mut self.slices.all;
         let before = slices.len();
-        match view.gather(head, true, MAX_BUFFER, slices) {
-            Ok(len) if len >= HEADER => {
-                self.buffers.all.push(Buffer { head, len, slices: slices.len() - before });
-                self.bytes += len;
-                true
-            }
-            // The caller gives all back.
-            _ => false,
-        }
+        // The caller gives all back where it is none.
+        let len = view.gather(head, true, MAX_BUFFER, slices).ok().filter(|len| *len >= HEADER)?;
+        let slices = slices.len() - before;
+        self.buffers.all.push(Buffer { head, len, slices });
+        self.bytes += len;
+        Some((len, slices))
     }
 }
 

@@ -81,11 +81,11 @@ impl Tap {
         }
     }
 
-    /// Reads a frame into `slices`, and what does not fit there into `beyond`; what does not
+    /// Reads a frame into `slices`, up to [`MAX_SLICES`], and what does not fit there into `beyond`; what does not
     /// fit there either is lost.
     #[allow(unsafe_code)]
     pub(super) fn read(&self, slices: &[VolatileSlice], beyond: &mut [u8]) -> nix::Result<usize> {
-        let mut vectors: Vectors = slices.iter().take(MAX_SLICES).map(vector).collect();
+        let mut vectors: Vectors = slices.iter().map(vector).collect();
         if !beyond.is_empty() {
             vectors
                 .push(libc::iovec { iov_base: beyond.as_mut_ptr().cast(), iov_len: beyond.len() });

@@ -531,5 +531,6 @@ proptest! {
     }
 }
 
+mod kicks;
 mod real;
 mod sizes;

@@ -130,7 +130,7 @@ impl<'a> View<'a> {
             if !fits || (flags & VRING_DESC_F_WRITE != 0) != writable {
                 return Err(NoBuffer);
             }
-            if let Some(slice) = self.slice(descriptor.addr(), len) {
+            if let Some(slice) = self.slice(descriptor.addr(), len).filter(|_| len > 0) {
                 slices.push(slice);
             } else {
                 for slice in self.memory.get_slices(descriptor.addr(), len) {
