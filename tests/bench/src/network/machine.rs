@@ -1,5 +1,6 @@
 //! The servers in `qemu -M microvm` with our kernel, on the same bridge: what a network costs
-//! in a machine at all. The tap is a port of the bridge by itself.
+//! in a machine at all. It stands where an engine would have it: in a network namespace with a
+//! veth, to which its tap is tied as ours is, and in a cgroup.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -12,6 +13,7 @@ use super::container::{BRIDGE, Bridge, NETWORK, PLACE, Servers, shell};
 use super::load;
 use crate::{qemu, start::output};
 
+const TAP: &str = "tap0";
 /// PID 1 of the guest.
 const INIT: &str = include_str!("init.sh");
 
@@ -38,7 +40,7 @@ impl Backend {
 pub struct Machine {
     /// Its address.
     pub ip: String,
-    tap: String,
+    name: String,
     mac: String,
     directory: tempfile::TempDir,
     qemu: Option<Child>,
@@ -55,12 +57,8 @@ impl Machine {
     ) -> Result<Machine> {
         let directory = tempfile::tempdir_in(PLACE)?;
         let (ip, mac) = (format!("{NETWORK}.{last}"), format!("02:00:0a:58:07:{last:02x}"));
-        let mut machine = Machine { ip, tap: format!("tbench{last}"), mac, directory, qemu: None };
-        let tap = &machine.tap;
-        shell(&format!(
-            "ip tuntap add dev {tap} mode tap vnet_hdr
-             ip link set {tap} master {BRIDGE} up"
-        ))?;
+        let mut machine = Machine { ip, name: format!("bench{last}"), mac, directory, qemu: None };
+        machine.place(last)?;
         machine.initrd(servers)?;
         machine.boot(backend, kernel, servers)?;
         load::wait(&machine.ip).with_context(|| {
@@ -72,6 +70,30 @@ impl Machine {
 
     fn at(&self, name: &str) -> PathBuf {
         self.directory.path().join(name)
+    }
+
+    fn cgroup(&self) -> PathBuf {
+        Path::new("/sys/fs/cgroup").join(&self.name)
+    }
+
+    /// Makes its cgroup and its namespace, with what is in it.
+    fn place(&self, last: u8) -> Result<()> {
+        let (name, tie) = (&self.name, "ingress matchall action mirred egress redirect dev");
+        fs::create_dir(self.cgroup()).context("a cgroup for QEMU (cgroup v2)")?;
+        shell(&format!(
+            "ip netns add {name}
+             ip link add vbench{last} type veth peer name eth0 netns {name}
+             ip link set vbench{last} master {BRIDGE} up
+             ip -n {name} tuntap add dev {TAP} mode tap vnet_hdr
+             tc -n {name} qdisc add dev {TAP} root noqueue
+             ip -n {name} link set {TAP} up
+             ip -n {name} link set eth0 up
+             tc -n {name} qdisc add dev {TAP} ingress
+             tc -n {name} qdisc add dev eth0 ingress
+             tc -n {name} filter add dev {TAP} {tie} eth0
+             tc -n {name} filter add dev eth0 {tie} {TAP}"
+        ))?;
+        Ok(())
     }
 
     /// An initial file system of [`INIT`], the servers' busybox, and this program.
@@ -109,13 +131,26 @@ impl Machine {
             .args(["-global", "virtio-mmio.force-legacy=false"])
             .args(["-drive", &format!("{drive},file={image}")])
             .args(["-device", "virtio-blk-device,drive=servers"])
-            .args(["-netdev", &format!("{netdev},ifname={},{vhost}", self.tap)])
+            .args(["-netdev", &format!("{netdev},ifname={TAP},{vhost}")])
             .args(["-device", &format!("virtio-net-device,netdev=net,mac={}", self.mac)])
             .args(["-serial", "stdio"]);
         let console = File::create(self.at("console"))?;
+        let mut command = self.within(&command);
         command.stdin(Stdio::null()).stdout(console.try_clone()?).stderr(console);
         self.qemu = Some(command.spawn().context("cannot start qemu-system-x86_64")?);
         Ok(())
+    }
+
+    /// The same command in its cgroup and namespace.
+    fn within(&self, command: &Command) -> Command {
+        let mut within = Command::new("sh");
+        within
+            .args(["-ec", r#"echo $$ >"$0/cgroup.procs"; exec ip netns exec "$@""#])
+            .arg(self.cgroup())
+            .arg(&self.name)
+            .arg(command.get_program())
+            .args(command.get_args());
+        within
     }
 }
 
@@ -125,6 +160,7 @@ impl Drop for Machine {
             let _ = qemu.kill();
             let _ = qemu.wait();
         }
-        let _ = shell(&format!("ip link del {}", self.tap));
+        let _ = shell(&format!("ip netns del {}", self.name));
+        let _ = fs::remove_dir(self.cgroup());
     }
 }

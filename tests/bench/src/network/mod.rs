@@ -2,15 +2,15 @@
 //! another VMM's machine on the same bridge: TCP each way, and requests to nginx.
 //!
 //! ```text
-//!  bench0 (bridge) --- veth                runc:             /bench serve, nginx
-//!     |            |-- veth --- tc - tap   bulkhead-runtime: the same
-//!     |            |-- tap (vhost)         qemu -M microvm:  the same, with our kernel
-//!     |            `-- tap                 qemu -M microvm:  the same, with our kernel
+//!  bench0 (bridge) --- veth              runc:             /bench serve, nginx
+//!     |            |-- veth - tc - tap    bulkhead-runtime: the same
+//!     |            |-- veth - tc - tap    qemu -M microvm:  the same, with our kernel, vhost
+//!     |            `-- veth - tc - tap    qemu -M microvm:  the same, with our kernel
 //!  this process
 //! ```
 //!
-//! All run all the time and are asked in turn. The host's CPU seconds are those of everybody:
-//! client, server, kernel, VMM.
+//! Each is in a cgroup. All run all the time and are asked in turn. The host's CPU seconds are
+//! those of everybody: client, server, kernel, VMM.
 
 mod container;
 mod load;
