@@ -68,25 +68,25 @@ struct Buffer {
 /// Buffers that the next frames go to, in the ring's order.
 #[derive(Default)]
 struct Room<'a> {
-    buffers: Queue<Buffer>,
+    buffers: Fifo<Buffer>,
     /// Of all buffers, in order.
-    slices: Queue<VolatileSlice<'a>>,
+    slices: Fifo<VolatileSlice<'a>>,
     bytes: usize,
 }
 
 /// What is added at the end and taken off at the front, in one piece.
-struct Queue<T> {
+struct Fifo<T> {
     all: Vec<T>,
     gone: usize,
 }
 
-impl<T> Default for Queue<T> {
-    fn default() -> Queue<T> {
-        Queue { all: Vec::new(), gone: 0 }
+impl<T> Default for Fifo<T> {
+    fn default() -> Fifo<T> {
+        Fifo { all: Vec::new(), gone: 0 }
     }
 }
 
-impl<T> Queue<T> {
+impl<T> Fifo<T> {
     fn now(&self) -> &[T] {
         &self.all[self.gone..]
     }
@@ -131,7 +131,7 @@ impl Rx {
     ) -> Result<Pause, Error> {
         let mut room = Room::default();
         let mut view = View::new(&self.ring.queue, memory)?;
-        let pause = self.fill(&mut view, memory, &mut room, lane);
+        let pause = self.fill(&mut view, &mut room, lane);
         // No frame came for these.
         let unused = room.buffers.now().len() as u16;
         let queue = &mut self.ring.queue;
@@ -147,7 +147,6 @@ impl Rx {
     fn fill<'a>(
         &mut self,
         view: &mut View<'a>,
-        memory: &'a GuestMemoryMmap,
         room: &mut Room<'a>,
         lane: &mut Lane,
     ) -> Result<Pause, Error> {
@@ -156,7 +155,7 @@ impl Rx {
                 return Ok(Pause::Throttled(wait));
             }
             let wanted = self.wanted(view, room)?;
-            match self.find(view, memory, room, wanted)? {
+            match self.find(view, room, wanted)? {
                 Found::Room => {}
                 Found::TooFew => return Ok(Pause::Idle),
                 Found::Nonsense => {
@@ -171,7 +170,7 @@ impl Rx {
                 Ok(read) => {
                     let fits = if self.mergeable { self.largest } else { inside.min(self.largest) };
                     let whole = (HEADER..=fits).contains(&read);
-                    if whole && self.complete(view, memory, room, inside, read)? {
+                    if whole && self.complete(view, room, inside, read)? {
                         self.give(view, room, read)?;
                         lane.passed(read - HEADER);
                     } else {
@@ -202,7 +201,6 @@ impl Rx {
     fn complete<'a>(
         &mut self,
         view: &mut View<'a>,
-        memory: &'a GuestMemoryMmap,
         room: &mut Room<'a>,
         inside: usize,
         read: usize,
@@ -211,7 +209,7 @@ impl Rx {
         if read <= inside {
             return Ok(true);
         }
-        let found = self.find(view, memory, room, read)?;
+        let found = self.find(view, room, read)?;
         if !matches!(found, Found::Room) || room.bytes < read {
             return Ok(false);
         }
@@ -223,7 +221,6 @@ impl Rx {
     fn find<'a>(
         &mut self,
         view: &mut View<'a>,
-        memory: &'a GuestMemoryMmap,
         room: &mut Room<'a>,
         bytes: usize,
     ) -> Result<Found, Error> {
@@ -234,7 +231,7 @@ impl Rx {
                 if promised {
                     return Err(Error::InvalidAvailRingIndex);
                 }
-                promised = queue.enable_notification(memory)?;
+                promised = view.watch(queue)?;
                 if !promised {
                     return Ok(Found::TooFew);
                 }

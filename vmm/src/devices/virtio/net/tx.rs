@@ -59,7 +59,7 @@ impl Tx {
     ) -> Result<Pause, Error> {
         let mut view = View::new(&self.ring.queue, memory)?;
         let mut batch = Vec::with_capacity(BUDGET);
-        let pause = self.send(&mut view, memory, guard, lane, &mut batch)?;
+        let pause = self.send(&mut view, guard, lane, &mut batch)?;
         self.used.publish(&mut self.ring.queue, &view, &batch)?;
         Ok(pause)
     }
@@ -72,7 +72,6 @@ impl Tx {
     fn send<'m>(
         &mut self,
         view: &mut View<'m>,
-        memory: &'m GuestMemoryMmap,
         guard: Option<&Guard>,
         lane: &mut Lane,
         batch: &mut Vec<Used>,
@@ -87,7 +86,7 @@ impl Tx {
                 if promised {
                     return Err(Error::InvalidAvailRingIndex);
                 }
-                promised = queue.enable_notification(memory)?;
+                promised = view.watch(queue)?;
                 if !promised {
                     return Ok(Pause::Idle);
                 }

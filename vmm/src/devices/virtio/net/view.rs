@@ -83,6 +83,14 @@ impl<'a> View<'a> {
         Ok(usize::from(known.0) >= chains || usize::from(self.waiting(queue)?) >= chains)
     }
 
+    /// Has the driver kick when it brings the next chain. True when one is there already.
+    ///
+    /// # Errors
+    /// None of a ring that is mapped.
+    pub(super) fn watch(&self, queue: &mut Queue) -> Result<bool, Error> {
+        queue.enable_notification(self.memory)
+    }
+
     /// Takes the next chain; gives its head, which may lie outside of the table.
     ///
     /// # Errors
