@@ -30,6 +30,9 @@ pub(super) const TIMER: u64 = 64;
 const CONTROL_BUDGET: u16 = 4;
 /// Shortest wait for a limit: the buckets hold more than what comes in the meantime.
 const SHORTEST_WAIT: Duration = Duration::from_millis(1);
+/// How long the driver may not hear of a few small frames that are gone, unless it is
+/// interrupted for another reason: most often it is, by the answer.
+const LATER: Duration = SHORTEST_WAIT;
 
 /// Why a queue is not served any further for now.
 pub(super) enum Pause {
@@ -116,6 +119,7 @@ impl NetHandler {
         let pause = pair.rx.serve(memory, &mut lane).map_err(failed)?;
         let wait = again(pause, &pair.rx.ring)?;
         if pair.rx.due(memory).map_err(failed)? {
+            self.pairs.iter_mut().for_each(|pair| pair.tx.told());
             self.interrupt.queue();
         }
         self.wait(wait)
@@ -135,10 +139,23 @@ impl NetHandler {
         let guard = self.guard.as_deref();
         let pause = pair.tx.serve(memory, guard, &mut lane).map_err(failed)?;
         let wait = again(pause, &pair.tx.ring)?;
+        if pair.tx.light() {
+            return self.wait(Some(wait.map_or(LATER, |wait| wait.min(LATER))));
+        }
         if pair.tx.due(memory).map_err(failed)? {
             self.interrupt.queue();
         }
         self.wait(wait)
+    }
+
+    /// Tells the driver of all frames that are gone.
+    fn tell(&mut self, memory: &GuestMemoryMmap) -> Result<(), HandlerError> {
+        for pair in &mut self.pairs {
+            if pair.tx.due(memory).map_err(failed)? {
+                self.interrupt.queue();
+            }
+        }
+        Ok(())
     }
 
     /// Has the timer come after `wait`, if it does not come before.
@@ -268,6 +285,8 @@ impl Handler for NetHandler {
 
     fn stop(&mut self, registration: &Registration) {
         self.watched().into_iter().for_each(|(fd, ..)| registration.forget(fd));
+        // Nobody else would after it. A ring that is broken was reported when it was served.
+        let _ = self.tell(&self.memory.now());
     }
 
     fn ready(
@@ -285,6 +304,7 @@ impl Handler for NetHandler {
                 let mut count = [0; 8];
                 let _ = nix::unistd::read(&self.timer, &mut count);
                 self.armed = None;
+                self.tell(&memory)?;
                 self.all(&memory)
             }
             TAP.. => {

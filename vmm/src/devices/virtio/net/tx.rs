@@ -16,6 +16,11 @@ use crate::devices::virtio::device::ActiveQueue;
 const BUDGET: usize = 64;
 /// Slices that most frames have at most.
 const USUAL_SLICES: usize = 20;
+/// Bytes of frames that are gone, of which the driver need not hear at once: a small part of what
+/// a socket may have on the way.
+const LIGHT: usize = 8 << 10;
+/// The part of the ring of which the same holds: the driver has enough of it left.
+const LIGHT_PART: u16 = 4;
 
 /// The transmit queue of a pair.
 pub(super) struct Tx {
@@ -24,6 +29,8 @@ pub(super) struct Tx {
     features: u64,
     /// The tap takes nothing at the moment.
     pub(super) blocked: bool,
+    /// Bytes that are gone since the driver was last told.
+    untold: usize,
 }
 
 /// What the driver wants to be sent.
@@ -47,7 +54,7 @@ enum Outcome {
 
 impl Tx {
     pub(super) fn new(ring: ActiveQueue, features: u64) -> Tx {
-        Tx { used: Publisher::new(&ring.queue), ring, features, blocked: false }
+        Tx { used: Publisher::new(&ring.queue), ring, features, blocked: false, untold: 0 }
     }
 
     /// Sends as long as there are frames.
@@ -64,8 +71,23 @@ impl Tx {
         Ok(pause)
     }
 
+    /// Whether there is something to tell the driver that can wait for a moment, as cards do
+    /// that moderate their interrupts: it frees memory then and does nothing else.
+    pub(super) fn light(&self) -> bool {
+        let queue = &self.ring.queue;
+        let frames = self.used.untold(queue);
+        !self.blocked && (1..=LIGHT).contains(&self.untold) && frames < queue.size() / LIGHT_PART
+    }
+
+    /// The driver is interrupted for another queue, and looks at all of them.
+    pub(super) fn told(&mut self) {
+        self.untold = 0;
+        self.used.told(&self.ring.queue);
+    }
+
     /// Whether the driver is to be interrupted.
     pub(super) fn due(&mut self, memory: &GuestMemoryMmap) -> Result<bool, Error> {
+        self.untold = 0;
         self.used.due(&self.ring.queue, memory)
     }
 
@@ -95,8 +117,12 @@ impl Tx {
             promised = false;
             slices.clear();
             let frame = Frame::take(view, head, &mut slices);
+            let len = frame.as_ref().map_or(0, |frame| frame.len);
             match send(frame, guard, lane, self.features) {
-                Outcome::Done => batch.push((head, 0)),
+                Outcome::Done => {
+                    batch.push((head, 0));
+                    self.untold += len;
+                }
                 Outcome::Blocked => {
                     queue.set_next_avail(queue.next_avail().wrapping_sub(1));
                     self.blocked = true;
