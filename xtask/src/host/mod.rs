@@ -84,6 +84,33 @@ pub fn run(tree: &Tree, options: &Options) -> ExitCode {
 }
 
 fn drive(tree: &Tree, options: &Options) -> Result<u8> {
+    // Rarely one stands still before it starts the command. Nothing was done in it then, unless
+    // it was fed.
+    if !options.stdin {
+        match attempt(tree, options)? {
+            Outcome::Ended(status) => return Ok(status),
+            Outcome::Stood(logs) => note(format!("{STOOD}; another one is started\n{logs}")),
+        }
+    }
+    match attempt(tree, options)? {
+        Outcome::Ended(status) => Ok(status),
+        Outcome::Stood(logs) => bail!("{STOOD}\n{logs}"),
+    }
+}
+
+/// What is said of [`Outcome::Stood`].
+const STOOD: &str = "a host did not start the command in time";
+
+/// What became of a host.
+enum Outcome {
+    /// The command's exit status, or [`TIMED_OUT`].
+    Ended(u8),
+    /// It did not start the command within [`BOOT_LIMIT`]; what it left.
+    Stood(String),
+}
+
+/// Starts one host and runs the command in it.
+fn attempt(tree: &Tree, options: &Options) -> Result<Outcome> {
     let begin = Instant::now();
     let (mut machine, streams) = Machine::start(tree, options)?;
     let relay = relay::start(streams, options.stdin)?;
@@ -106,11 +133,8 @@ fn drive(tree: &Tree, options: &Options) -> Result<u8> {
                 break TIMED_OUT;
             }
             Err(RecvTimeoutError::Timeout) if left.is_zero() => {
-                bail!(
-                    "it did not start the command within {} s\n{}",
-                    begin.elapsed().as_secs(),
-                    machine.logs()
-                )
+                machine.kill();
+                return Ok(Outcome::Stood(machine.logs()));
             }
             Ok(Event::Closed) | Err(_) => {
                 if let Some(how) = machine.ended() {
@@ -127,5 +151,5 @@ fn drive(tree: &Tree, options: &Options) -> Result<u8> {
             begin.elapsed().as_secs_f32()
         ));
     }
-    Ok(status)
+    Ok(Outcome::Ended(status))
 }
