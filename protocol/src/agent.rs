@@ -151,7 +151,7 @@ pub enum Call {
     Network(Network),
     /// Let the driver of an interface go, before the VMM takes the device away.
     Unplug {
-        /// N of the platform device `virtio-mmio.N`.
+        /// N of the PCI device `0000:00:N.0`.
         device: u8,
     },
     /// Kill what is left of a container and forget it.

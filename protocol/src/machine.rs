@@ -11,11 +11,10 @@
 //!    |  <------  Event::Exited(ExitReason)  | last message; then the process ends
 //! ```
 //!
-//! Interfaces that come later: `net_slots` virtio-mmio windows of the machine are empty at
-//! boot. Linux looks at such a window, finds device id 0 and leaves its platform device
-//! without a driver. After [`Request::AttachNet`] the agent has it looked at again, by
-//! writing `virtio-mmio.N` to /sys/bus/platform/drivers/virtio-mmio/bind, N being that of
-//! [`Reply::Net`]; before [`Request::DetachNet`] it writes the same to unbind.
+//! Interfaces that come later: the machine has room for `net_slots` on its PCI bus. After
+//! [`Request::AttachNet`] the agent has the kernel look at the bus again (/sys/bus/pci/rescan)
+//! and find the device `0000:00:N.0`, N being that of [`Reply::Net`] in two hexadecimal
+//! digits; before [`Request::DetachNet`] it has the kernel remove it.
 //!
 //! When the runtime's end closes, the VMM ends: no VMM outlives its supervisor.
 
@@ -35,8 +34,7 @@ pub const MAX_PACKET: usize = 160 << 10;
 /// Most virtual CPUs of a machine: what its MP table has room for.
 pub const MAX_VCPUS: u8 = 32;
 
-/// Most interfaces of a machine, those that may come later included. Each has a pin of the
-/// IOAPIC, of which 19 are for devices.
+/// Most interfaces of a machine, those that may come later included.
 pub const MAX_NETS: usize = 8;
 
 /// Most pairs of queues of an interface.
@@ -359,7 +357,7 @@ pub enum Reply {
     },
     /// To [`Request::AttachNet`].
     Net {
-        /// N of the guest's platform device `virtio-mmio.N`.
+        /// N of the guest's PCI device `0000:00:N.0`.
         device: u8,
     },
     /// To [`Request::NetCounters`]: one for each interface, by device number.

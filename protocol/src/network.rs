@@ -82,7 +82,7 @@ pub struct Link {
     pub mtu: u32,
     /// Whether it is up.
     pub up: bool,
-    /// N of the platform device `virtio-mmio.N`, where it came after the boot: see
+    /// N of the PCI device `0000:00:N.0`, where it came after the boot: see
     /// [`crate::machine::Reply::Net`].
     #[serde(default)]
     pub device: Option<u8>,

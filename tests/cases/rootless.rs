@@ -96,7 +96,11 @@ fn a_user_has_a_network_and_leaves_nothing() {
     let _turn = alone();
     let _outside = Outside::set_up();
     let person = person();
-    let before = (pids("bulkhead-vmm").len(), pids("passt").len());
+    let nothing = || {
+        bulkhead_tests::children::reap_ended();
+        pids("bulkhead-vmm").is_empty() && pids("passt").is_empty()
+    };
+    eventually("what other cases left has ended", nothing);
     let start = |options: &[&str]| {
         let servers = "exec httpd -f -p 80 -h /etc";
         let all = [&["run", "-d"], options, &[IMAGE, "sh", "-c", servers]].concat();
@@ -134,10 +138,7 @@ fn a_user_has_a_network_and_leaves_nothing() {
     person.bulkhead(&["rm", &id]).ok();
     let other = start(&[]);
     person.bulkhead(&["rm", "-f", &other]).ok();
-    eventually("nothing of it is left", || {
-        bulkhead_tests::children::reap_ended();
-        (pids("bulkhead-vmm").len(), pids("passt").len()) == before
-    });
+    eventually("nothing of it is left", nothing);
     let lasting = person.home().join(".local/share/bulkhead");
     for place in [lasting.join("run"), lasting] {
         for kind in ["containers", "sandboxes"] {

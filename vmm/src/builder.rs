@@ -11,10 +11,11 @@ use protocol::machine::{FdIndex, MAX_NETS, MachineConfig, POWER_PORT, Timings};
 
 use crate::boot::{cmdline, kernel, layout, mptable, paging};
 use crate::control::Control;
-use crate::devices::bus::{Bus, BusBuilder, BusDevice};
+use crate::devices::bus::{Bus, BusBuilder};
 use crate::devices::console::{CONSOLE_PORT, CONSOLE_PORTS, Console};
+use crate::devices::pci::{Face, Root, Space};
 use crate::devices::power::{I8042_COMMAND_PORT, PowerButton, ResetPort};
-use crate::devices::virtio::transport::{INTERRUPT_ACK, MmioTransport, QUEUE_NOTIFY, Windows};
+use crate::devices::virtio::transport::{INTERRUPT_ACK, QUEUE_NOTIFY, Transport, Windows};
 use crate::ending::{Ending, Reporter};
 use crate::event_loop::EventLoop;
 use crate::jail::{self, Filters, ThreadKind};
@@ -173,11 +174,12 @@ pub fn build(
         let attached = built.nets.attach(&vm, reporter, None, net, taps);
         attached.map_err(|message| BuildError { stage: "net", message })?;
     }
-    let pio = pio_bus(&console, reporter)?;
+    let pio = pio_bus(&console, reporter, built.nets.bus())?;
     clock.lap("devices");
 
     let line = cmdline::build(&cmdline::Words {
-        devices: built.transports.len() + built.nets.windows().count(),
+        devices: built.transports.len(),
+        pci: built.nets.bus().is_some(),
         online: (max_vcpus > config.vcpus).then_some(config.vcpus),
         apparmor: config.apparmor,
         extra: &config.cmdline,
@@ -246,29 +248,29 @@ fn event_loop(name: &str, filters: &Filters, kind: ThreadKind) -> Result<EventLo
     EventLoop::spawn(name, confined(filters, kind)).map_err(|error| at("threads")(&error))
 }
 
-/// Puts each transport at its window, with its notifications.
+/// Puts each transport at its window, with its notifications, and PCI where the guest will
+/// have it.
 fn mmio_bus(vm: &Vm, built: &devices::Devices, windows: &Windows) -> Result<Arc<Bus>, BuildError> {
     let mut bus = BusBuilder::default();
-    let mut insert = |index: usize, device: Arc<dyn BusDevice>| {
-        let (address, _) = cmdline::device_slot(index as u64);
-        bus.insert(address, layout::MMIO_WINDOW, device).map_err(|error| at("devices")(&error))
-    };
     for (index, transport) in built.transports.iter().enumerate() {
-        insert(index, transport.clone())?;
-        connect(vm, transport, index).map_err(|error| at("devices")(&error))?;
+        let (address, _) = cmdline::device_slot(index as u64);
+        bus.insert(address, layout::MMIO_WINDOW, transport.clone())
+            .map_err(|error| at("devices")(&error))?;
+        connect(vm, transport, address).map_err(|error| at("devices")(&error))?;
     }
-    for (index, window) in built.nets.windows() {
-        insert(index, window.clone())?;
-    }
-    let count = built.transports.len() + built.nets.windows().count();
-    vm.show(windows.pages(), layout::MMIO, count as u64 * layout::MMIO_WINDOW)
+    vm.show(windows.pages(), layout::MMIO, built.transports.len() as u64 * layout::MMIO_WINDOW)
         .map_err(|error| at("devices")(&error))?;
+    if let Some(root) = built.nets.bus() {
+        let base = layout::PCI_MEMORY;
+        let face = Face::Registers(root.clone(), Space::Memory, base);
+        bus.insert(base, layout::MMIO - base, Arc::new(face))
+            .map_err(|error| at("devices")(&error))?;
+    }
     Ok(Arc::new(bus.build()))
 }
 
-/// Gives the device of window `index` its notifications.
-fn connect(vm: &Vm, transport: &MmioTransport, index: usize) -> Result<(), KvmError> {
-    let (address, _) = cmdline::device_slot(index as u64);
+/// Gives the device in the window at `address` its notifications.
+fn connect(vm: &Vm, transport: &Transport, address: u64) -> Result<(), KvmError> {
     for (queue, kick) in transport.kicks().iter().enumerate() {
         vm.connect_kick(kick, address + QUEUE_NOTIFY, queue as u32)?;
     }
@@ -276,20 +278,9 @@ fn connect(vm: &Vm, transport: &MmioTransport, index: usize) -> Result<(), KvmEr
     vm.connect_kick(acknowledged, address + INTERRUPT_ACK, value)
 }
 
-/// Takes back what [`connect`] did, or what it did before it failed.
-fn disconnect(vm: &Vm, transport: &MmioTransport, index: usize) -> Result<(), KvmError> {
-    let (address, _) = cmdline::device_slot(index as u64);
-    let kicks = transport.kicks().iter().enumerate();
-    let kicks = kicks
-        .map(|(queue, kick)| vm.disconnect_kick(kick, address + QUEUE_NOTIFY, queue as u32))
-        .fold(Ok(()), Result::and);
-    let (acknowledged, value) = transport.acknowledged();
-    vm.disconnect_kick(acknowledged, address + INTERRUPT_ACK, value).and(kicks)
-}
-
 /// A device that its driver made fail is the machine's end: Linux has no way back
 /// from DEVICE_NEEDS_RESET, and a guest would hang without a word.
-fn watch(transport: &MmioTransport, reporter: &Reporter) {
+fn watch(transport: &Transport, reporter: &Reporter) {
     let (name, reporter) = (transport.name(), reporter.clone());
     transport.on_failure(move |why| {
         let thread = format!("the virtio-{name} device");
@@ -297,16 +288,27 @@ fn watch(transport: &MmioTransport, reporter: &Reporter) {
     });
 }
 
-fn pio_bus(console: &Arc<Console>, reporter: &Reporter) -> Result<Arc<Bus>, BuildError> {
+fn pio_bus(
+    console: &Arc<Console>,
+    reporter: &Reporter,
+    pci: Option<&Arc<Root>>,
+) -> Result<Arc<Bus>, BuildError> {
     let (off, reset) = (reporter.clone(), reporter.clone());
     let button = PowerButton::new(move || off.report(Ending::PowerOff));
     let reset = ResetPort::new(move || reset.report(Ending::Reset));
     let mut bus = BusBuilder::default();
-    let mut insert = |port: u16, len, device| {
-        bus.insert(u64::from(port), len, device).map_err(|error| at("devices")(&error))
+    let mut insert = |port: u64, len, device| {
+        bus.insert(port, len, device).map_err(|error| at("devices")(&error))
     };
-    insert(CONSOLE_PORT, CONSOLE_PORTS, console.clone())?;
-    insert(I8042_COMMAND_PORT, 1, Arc::new(reset))?;
-    insert(POWER_PORT, 1, Arc::new(button))?;
+    insert(CONSOLE_PORT.into(), CONSOLE_PORTS, console.clone())?;
+    insert(I8042_COMMAND_PORT.into(), 1, Arc::new(reset))?;
+    insert(POWER_PORT.into(), 1, Arc::new(button))?;
+    if let Some(root) = pci {
+        let config = Face::Config(root.clone());
+        insert(layout::PCI_CONFIG, layout::PCI_CONFIG_PORTS, Arc::new(config))?;
+        let first = layout::PCI_PORTS;
+        let registers = Face::Registers(root.clone(), Space::Io, first);
+        insert(first, 0x1_0000 - first, Arc::new(registers))?;
+    }
     Ok(Arc::new(bus.build()))
 }

@@ -128,7 +128,7 @@ impl Machine {
         Ok(())
     }
 
-    /// Puts an interface into an empty slot; gives its device number.
+    /// Puts an interface into an empty place; gives its device number.
     ///
     /// # Errors
     /// When there is none, or the interface is none.
@@ -147,7 +147,7 @@ impl Machine {
     /// # Errors
     /// When it is no interface.
     pub fn detach_net(&mut self, device: u8) -> Result<(), String> {
-        self.devices.nets.detach(&self.vm, device)
+        self.devices.nets.detach(device)
     }
 
     /// Counters since boot.

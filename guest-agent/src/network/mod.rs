@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! told: links by hardware address; messages with the host's numbers of interfaces
-//!   bind drivers of devices that came later
+//!   have devices found that came later
 //!   names, MTU, up
 //!   what is not wanted any more goes; what is wanted is added, where it is not there
 //! ```
@@ -12,7 +12,7 @@ mod resolver;
 
 use std::cell::RefCell;
 use std::collections::HashMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 use protocol::agent::{AgentError, ErrorKind};
@@ -22,8 +22,9 @@ use crate::error::{SystemContext, error};
 use netlink::{Netlink, attributes, push, u32_at};
 use resolver::Resolver;
 
-/// Where drivers of virtio-mmio devices are bound by hand (drivers/base/bus.c).
-const DRIVER: &str = "/sys/bus/platform/drivers/virtio-mmio";
+/// The PCI bus (Documentation/ABI/testing/sysfs-bus-pci): `rescan` has it looked at again, and
+/// `remove` of a device forgets it.
+const BUS: &str = "/sys/bus/pci";
 /// Settings of an IPv6 interface (Documentation/networking/ip-sysctl.rst).
 const IPV6: &str = "/proc/sys/net/ipv6/conf";
 
@@ -176,27 +177,32 @@ fn check(network: &Network) -> Result<(), AgentError> {
     }
 }
 
-/// Lets the driver look at a device that came after the boot.
-fn plug(device: u8) -> Result<(), AgentError> {
-    let name = format!("virtio-mmio.{device}");
-    if Path::new(DRIVER).join(&name).exists() {
-        return Ok(());
-    }
-    let bind = Path::new(DRIVER).join("bind");
-    std::fs::write(&bind, &name).system(|| format!("writing {name} to {}", bind.display()))
+/// Where the kernel has the device of the bus with this number.
+fn place(device: u8) -> PathBuf {
+    Path::new(BUS).join(format!("devices/0000:00:{device:02x}.0"))
 }
 
-/// Takes the driver off a device that is to go.
-///
-/// # Errors
-/// When the kernel does not let it go.
-pub fn unplug(device: u8) -> Result<(), AgentError> {
-    let name = format!("virtio-mmio.{device}");
-    if !Path::new(DRIVER).join(&name).exists() {
+/// Has the kernel find a device that came after the boot.
+fn plug(device: u8) -> Result<(), AgentError> {
+    if place(device).exists() {
         return Ok(());
     }
-    let unbind = Path::new(DRIVER).join("unbind");
-    std::fs::write(&unbind, &name).system(|| format!("writing {name} to {}", unbind.display()))
+    write_one(&Path::new(BUS).join("rescan"))
+}
+
+/// Has the kernel forget a device that is to go.
+///
+/// # Errors
+/// When it does not.
+pub fn unplug(device: u8) -> Result<(), AgentError> {
+    if !place(device).exists() {
+        return Ok(());
+    }
+    write_one(&place(device).join("remove"))
+}
+
+fn write_one(path: &Path) -> Result<(), AgentError> {
+    std::fs::write(path, "1").system(|| format!("writing 1 to {}", path.display()))
 }
 
 /// The guest's numbers of these interfaces.

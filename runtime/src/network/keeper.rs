@@ -50,7 +50,7 @@ struct Taken {
     guard: Option<Guard>,
     mtu: u32,
     tap: u32,
-    /// N of the guest's `virtio-mmio.N`, of those that came after the boot.
+    /// N of the guest's PCI device `0000:00:N.0`, of those that came after the boot.
     device: Option<u8>,
 }
 
@@ -270,7 +270,7 @@ impl Keeper {
         let unplugged = machine.agent.order(Call::Unplug { device }).await;
         let detached = machine.vmm.request(Request::DetachNet { device }, Vec::new()).await;
         if let Err(source) = detached {
-            let name = format!("virtio-mmio.{device}");
+            let name = format!("the guest's PCI device {device}");
             return Err(NetworkError::Attach { name, source });
         }
         unplugged.map_err(NetworkError::Guest)

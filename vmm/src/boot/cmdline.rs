@@ -33,11 +33,12 @@ const BASE: &[&str] = &[
     // AppArmor brings the audit subsystem along, whose records nobody in here reads:
     // no thread for it, no socket.
     "audit=0",
-    // There is no PCI, no ACPI and no i8042 behind the ports.
-    "pci=off",
     // PID 1.
     "rdinit=/init",
 ];
+
+/// Spares the guest the look at a bus that is empty and stays so.
+const NO_PCI: &str = "pci=off";
 
 /// Enables AppArmor, which is built in and off: CONFIG_LSM of the guest's kernel is empty.
 const APPARMOR: &str = "lsm=apparmor";
@@ -58,6 +59,8 @@ pub enum CmdlineError {
 pub struct Words<'a> {
     /// How many virtio-mmio devices there are.
     pub devices: usize,
+    /// Whether there may be a function on the PCI bus.
+    pub pci: bool,
     /// How many of the MP table's CPUs are online, when the others are to come later.
     pub online: Option<u8>,
     /// Whether AppArmor is wanted.
@@ -71,8 +74,9 @@ pub struct Words<'a> {
 /// # Errors
 /// When it is too long or holds what the kernel cannot read.
 pub fn build(machine: &Words) -> Result<String, CmdlineError> {
-    let Words { devices, online, apparmor, extra } = *machine;
+    let Words { devices, pci, online, apparmor, extra } = *machine;
     let mut words: Vec<String> = BASE.iter().map(|word| (*word).to_owned()).collect();
+    words.extend((!pci).then(|| NO_PCI.to_owned()));
     // The kernel would wait seconds for each of the others.
     words.extend(online.map(|count| format!("maxcpus={count}")));
     for index in 0..devices as u64 {
@@ -105,14 +109,16 @@ mod tests {
     #[test]
     fn devices_are_announced() {
         let extra = ["initcall_debug".to_owned()];
-        let words = Words { devices: 2, online: Some(3), apparmor: false, extra: &extra };
+        let words =
+            Words { devices: 2, pci: true, online: Some(3), apparmor: false, extra: &extra };
         let line = build(&words).unwrap();
         assert!(line.contains("virtio_mmio.device=4K@0xd0000000:5"));
         assert!(line.contains("virtio_mmio.device=4K@0xd0001000:6"));
         assert!(line.contains(" maxcpus=3 ") && line.ends_with("initcall_debug"));
-        assert!(!line.contains("lsm="));
+        assert!(!line.contains("lsm=") && !line.contains("pci="));
         let line = build(&Words { apparmor: true, ..Words::default() }).unwrap();
         assert!(line.ends_with(" lsm=apparmor") && !line.contains("maxcpus"));
+        assert!(line.contains(" pci=off "));
     }
 
     #[test]

@@ -116,6 +116,10 @@ fn parameters(memory: &GuestMemoryMmap, cmdline: usize, initrd: (u64, u64)) -> b
         (0, layout::BASE_MEMORY_END, E820_RAM),
         (layout::MPTABLE, 0xa_0000 - layout::MPTABLE, E820_RESERVED),
     ];
+    // The gap that remains is where Linux puts PCI functions (e820__setup_pci_gap).
+    let low = memory.iter().map(|region| region.start_addr().raw_value() + region.len());
+    let low = low.filter(|end| *end < HOLE_START).max();
+    map.extend(low.map(|end| (end, HOLE_START - end, E820_RESERVED)));
     for region in memory.iter() {
         let start = region.start_addr().raw_value().max(layout::HIGH_MEMORY);
         let end = region.start_addr().raw_value() + region.len();

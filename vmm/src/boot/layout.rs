@@ -26,6 +26,16 @@ pub const BASE_MEMORY_END: u64 = MPTABLE;
 /// Start of extended memory.
 pub const HIGH_MEMORY: u64 = 0x10_0000;
 
+/// Where the guest puts what PCI functions have in memory: the first addresses below 4 GiB
+/// that the memory map does not speak of, up to the windows of virtio-mmio.
+pub const PCI_MEMORY: u64 = crate::memory::HOLE_START;
+/// First port of PCI functions (PCIBIOS_MIN_IO of Linux), up to the last of all.
+pub const PCI_PORTS: u64 = 0x1000;
+/// Ports by which PCI functions are configured, CONFIG_ADDRESS and CONFIG_DATA.
+pub const PCI_CONFIG: u64 = 0xcf8;
+/// How many those are.
+pub const PCI_CONFIG_PORTS: u64 = 8;
+
 /// First virtio-mmio window.
 pub const MMIO: u64 = 0xd000_0000;
 /// Bytes of a virtio-mmio window.

@@ -18,7 +18,7 @@ use crate::devices::virtio::block::{Block, Disk};
 use crate::devices::virtio::device::VirtioDevice;
 use crate::devices::virtio::fs::{Fs, FsHandle, ShareConfig};
 use crate::devices::virtio::rng::Rng;
-use crate::devices::virtio::transport::{MmioTransport, Windows, Wiring};
+use crate::devices::virtio::transport::{Transport, Windows, Wiring};
 use crate::devices::virtio::vsock::{OnConnect, Vsock};
 use crate::event_loop::EventLoop;
 use crate::jail::is_name;
@@ -38,11 +38,11 @@ pub struct Loops {
 /// All devices, and handles to those that the host speaks to.
 pub struct Devices {
     /// In the order of their windows.
-    pub transports: Vec<Arc<MmioTransport>>,
-    /// Behind them.
+    pub transports: Vec<Arc<Transport>>,
+    /// On a bus of their own.
     pub nets: Nets,
     files: FsHandle,
-    balloon: Option<(BalloonHandle, Arc<MmioTransport>)>,
+    balloon: Option<(BalloonHandle, Arc<Transport>)>,
 }
 
 impl Devices {
@@ -128,7 +128,7 @@ impl Devices {
 pub(super) struct Row<'a> {
     memory: &'a GrowingRam,
     places: Box<dyn Iterator<Item = Wiring> + 'a>,
-    transports: Vec<Arc<MmioTransport>>,
+    transports: Vec<Arc<Transport>>,
 }
 
 impl<'a> Row<'a> {
@@ -142,21 +142,17 @@ impl<'a> Row<'a> {
         Row { memory, places, transports: Vec::new() }
     }
 
-    /// The next place.
-    fn place(&mut self) -> Result<Wiring, BuildError> {
-        self.places.next().ok_or_else(|| BuildError {
-            stage: "devices",
-            message: "more devices than the IOAPIC has pins".into(),
-        })
-    }
-
     fn add(
         &mut self,
         device: impl VirtioDevice + 'static,
         thread: &Arc<EventLoop>,
     ) -> Result<(), BuildError> {
-        let (wiring, memory) = (self.place()?, self.memory.clone());
-        let transport = MmioTransport::new(Box::new(device), memory, thread.clone(), wiring)
+        let wiring = self.places.next().ok_or_else(|| BuildError {
+            stage: "devices",
+            message: "more devices than the IOAPIC has pins".into(),
+        })?;
+        let memory = self.memory.clone();
+        let transport = Transport::new(Box::new(device), memory, thread.clone(), wiring)
             .map_err(|error| at("devices")(&error))?;
         transport.appear();
         self.transports.push(Arc::new(transport));
@@ -224,8 +220,6 @@ pub fn build(
             Disk::new(file, &disk.serial, disk.read_only).map_err(|error| at("disk")(&error))?;
         row.add(Block::new(disk), &loops.slow)?;
     }
-    let count = config.nets.len() + usize::from(config.net_slots);
-    let places = (0..count).map(|_| row.place()).collect::<Result<Vec<_>, _>>()?;
-    let nets = Nets::new(config, row.transports.len(), places, memory, loops.net.clone());
+    let nets = Nets::new(config, memory, loops.net.clone());
     Ok(Devices { transports: row.transports, nets, files, balloon })
 }

@@ -1,23 +1,23 @@
 //! Network interfaces, which may come and go while the machine runs.
 //!
 //! ```text
-//! window  0 .. fixed    fixed ..         ...
-//!         fs, vsock..   boot's | empty | empty      each a Slot on the bus
-//!                               attach -> | <- detach
+//! PCI device  0        1 ..     ...
+//!             bridge   boot's | empty | empty
+//!                             attach -> | <- detach
 //! ```
 //!
-//! An empty slot costs the guest one look at a window at boot (section 4.2.3.1.1 of virtio
-//! 1.2: device id 0), and KVM nothing: notifications are connected when the interface comes.
+//! The guest finds those that come later when it looks at the bus again, which its agent has
+//! it do, and lets go of one before it is taken away.
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use protocol::machine::{MachineConfig, Net, NetCounters};
 
-use super::{BuildError, Fds, connect, disconnect, watch};
+use super::{BuildError, Fds, watch};
+use crate::devices::pci::Root;
 use crate::devices::virtio::net::{Counters, Net as NetDevice};
-use crate::devices::virtio::slot::Slot;
-use crate::devices::virtio::transport::{MmioTransport, Wiring};
+use crate::devices::virtio::transport::{PciTransport, Transport};
 use crate::ending::Reporter;
 use crate::event_loop::EventLoop;
 use crate::kvm::Vm;
@@ -40,76 +40,65 @@ impl NetTaps {
 struct Attached {
     mac: [u8; 6],
     counters: Arc<Counters>,
+    function: Arc<PciTransport>,
 }
 
-/// A window for an interface.
-struct Place {
-    /// Of all devices of the machine.
-    index: usize,
-    slot: Arc<Slot>,
-    attached: Option<Attached>,
-}
-
-/// All windows for interfaces.
+/// All places for interfaces: devices of the bus from 1 on.
 pub struct Nets {
-    places: Vec<Place>,
+    bus: Arc<Root>,
+    places: Vec<Option<Attached>>,
     memory: GrowingRam,
     thread: Option<Arc<EventLoop>>,
     max_vcpus: u8,
 }
 
 impl Nets {
-    /// Empty windows at `places`, behind those of `fixed` devices, for all that `config` speaks of.
+    /// Empty places for all that `config` speaks of.
     pub(super) fn new(
         config: &MachineConfig,
-        fixed: usize,
-        places: Vec<Wiring>,
         memory: &GrowingRam,
         thread: Option<Arc<EventLoop>>,
     ) -> Nets {
-        let place = |(index, wiring)| Place {
-            index: fixed + index,
-            slot: Arc::new(Slot::new(wiring)),
-            attached: None,
-        };
+        let count = config.nets.len() + usize::from(config.net_slots);
         Nets {
-            places: places.into_iter().enumerate().map(place).collect(),
+            bus: Arc::default(),
+            places: (0..count).map(|_| None).collect(),
             memory: memory.clone(),
             thread,
             max_vcpus: config.max_vcpus.max(config.vcpus),
         }
     }
 
-    /// Index and window of each.
-    pub(super) fn windows(&self) -> impl Iterator<Item = (usize, &Arc<Slot>)> {
-        self.places.iter().map(|place| (place.index, &place.slot))
+    /// The bus that they are on, if there may be any.
+    pub(super) fn bus(&self) -> Option<&Arc<Root>> {
+        Some(&self.bus).filter(|_| !self.places.is_empty())
     }
 
     /// For each that is there.
-    pub(super) fn each(&self, work: impl Fn(&MmioTransport)) {
-        self.places.iter().filter_map(|place| place.slot.device()).for_each(|device| work(&device));
+    pub(super) fn each(&self, work: impl Fn(&Transport)) {
+        self.places.iter().flatten().for_each(|attached| work(attached.function.device()));
     }
 
-    /// Puts an interface into the window with the number `wanted`, or into the first that is
-    /// empty; gives the number.
+    /// Makes an interface the device with the number `wanted`, or the first that there is not;
+    /// gives the number.
     ///
     /// # Errors
-    /// In words, when no window is empty or the interface cannot be made.
+    /// In words, when there is no such place or the interface cannot be made.
     pub fn attach(
         &mut self,
-        vm: &Vm,
+        vm: &Arc<Vm>,
         reporter: &Reporter,
         wanted: Option<u8>,
         net: &Net,
         taps: NetTaps,
     ) -> Result<u8, String> {
-        let fits = |place: &&mut Place| {
-            place.attached.is_none()
-                && wanted.is_none_or(|wanted| place.index == usize::from(wanted))
+        let mut places = (1u8..).zip(&mut self.places);
+        let fits = |(number, place): &(u8, &mut Option<Attached>)| {
+            place.is_none() && wanted.is_none_or(|wanted| wanted == *number)
         };
-        let place = self.places.iter_mut().find(fits).ok_or_else(|| match wanted {
-            Some(wanted) => format!("virtio-mmio.{wanted} is no empty slot for an interface"),
-            None => "the machine has no empty slot for an interface".to_owned(),
+        let (number, place) = places.find(fits).ok_or_else(|| match wanted {
+            Some(wanted) => format!("PCI device {wanted} is no empty place for an interface"),
+            None => "the machine has no empty place for an interface".to_owned(),
         })?;
         let thread = self.thread.as_ref().ok_or("the machine has no thread for interfaces")?;
         if taps.0.len() > usize::from(self.max_vcpus) {
@@ -118,45 +107,37 @@ impl Nets {
         }
         let device = NetDevice::new(net, taps.0).map_err(|error| error.to_string())?;
         let counters = device.counters();
-        let (memory, wiring) = (self.memory.clone(), place.slot.wiring().clone());
-        let transport = MmioTransport::new(Box::new(device), memory, thread.clone(), wiring)
+        let (device, memory) = (Box::new(device), self.memory.clone());
+        let function = PciTransport::new(device, memory, thread.clone(), vm.clone(), vm.clone())
             .map_err(|error| format!("a descriptor cannot be made: {error}"))?;
-        watch(&transport, reporter);
-        if let Err(error) = connect(vm, &transport, place.index) {
-            // Some of it may not have been connected.
-            let _ = disconnect(vm, &transport, place.index);
-            place.slot.wiring().window.clear();
-            return Err(format!("the interface cannot be connected: {error}"));
-        }
-        place.slot.fill(Arc::new(transport));
-        place.attached = Some(Attached { mac: net.mac, counters });
-        Ok(place.index as u8)
+        watch(function.device(), reporter);
+        let function = Arc::new(function);
+        self.bus.fill(number, function.clone());
+        *place = Some(Attached { mac: net.mac, counters, function });
+        Ok(number)
     }
 
-    /// Empties the window with this number. The device is dropped here, and with it its
-    /// taps: after its handler was taken off its thread.
+    /// Takes the device with this number away. It is dropped here, and with it its taps: after
+    /// its handler was taken off its thread, and no vCPU is with it any more.
     ///
     /// # Errors
     /// In words, when there is no interface.
-    pub fn detach(&mut self, vm: &Vm, device: u8) -> Result<(), String> {
-        let place = self.places.iter_mut().find(|place| place.index == usize::from(device));
-        let gone = place.and_then(|place| {
-            place.attached.take()?;
-            Some((place.index, place.slot.empty()?))
-        });
-        let (index, transport) = gone.ok_or(format!("virtio-mmio.{device} is no interface"))?;
-        disconnect(vm, &transport, index).map_err(|error| error.to_string())
+    pub fn detach(&mut self, device: u8) -> Result<(), String> {
+        let place = usize::from(device).checked_sub(1).and_then(|index| self.places.get_mut(index));
+        let gone = place.and_then(Option::take);
+        let gone = gone.ok_or_else(|| format!("PCI device {device} is no interface"))?;
+        self.bus.empty(device);
+        gone.function.retire();
+        Ok(())
     }
 
     /// Of each that is there.
     pub fn counters(&self) -> Vec<NetCounters> {
-        let counters = |place: &Place| {
-            place.attached.as_ref().map(|attached| NetCounters {
-                device: place.index as u8,
-                mac: attached.mac,
-                pairs: attached.counters.now(),
-            })
+        let places = (1u8..).zip(&self.places);
+        let counters = |(device, place): (u8, &Option<Attached>)| {
+            let Attached { mac, counters, .. } = place.as_ref()?;
+            Some(NetCounters { device, mac: *mac, pairs: counters.now() })
         };
-        self.places.iter().filter_map(counters).collect()
+        places.filter_map(counters).collect()
     }
 }

@@ -2,5 +2,6 @@
 
 pub mod bus;
 pub mod console;
+pub mod pci;
 pub mod power;
 pub mod virtio;

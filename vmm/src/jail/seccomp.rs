@@ -194,11 +194,20 @@ const FCNTLS: &[libc::c_int] =
 /// ioctl by which a device's thread, or whoever makes a device fail or changes its
 /// configuration, interrupts the guest.
 const IRQ_LINE: u64 = 0x4008_ae61; // KVM_IRQ_LINE
+/// The same, for those of PCI functions.
+const SIGNAL_MSI: u64 = 0x4020_aea5; // KVM_SIGNAL_MSI
+/// ioctl by which notifications come where the guest, or the machine, has put them.
+const IOEVENTFD: u64 = 0x4040_ae79; // KVM_IOEVENTFD
 
-/// ioctls of a vCPU thread: running, and saving state.
+/// ioctl that runs a vCPU.
+const KVM_RUN: u64 = 0xae80;
+
+/// ioctls of a vCPU thread: running, what its writes to devices ask for, and saving state.
 const VCPU_IOCTLS: &[u64] = &[
     IRQ_LINE,
-    0xae80,      // KVM_RUN
+    SIGNAL_MSI,
+    IOEVENTFD,
+    KVM_RUN,
     0x8090_ae81, // KVM_GET_REGS
     0x8138_ae83, // KVM_GET_SREGS
     0xc008_ae88, // KVM_GET_MSRS
@@ -216,7 +225,7 @@ const VCPU_IOCTLS: &[u64] = &[
 /// ioctls of the thread that serves taps: what the driver negotiated. Nothing gives a tap to
 /// another interface (TUNSETIFF), changes its filter or its owner.
 const NET_IOCTLS: &[u64] = &[
-    IRQ_LINE,
+    SIGNAL_MSI,
     0x4004_54d0, // TUNSETOFFLOAD
     0x4004_54d8, // TUNSETVNETHDRSZ
     0x4004_54d9, // TUNSETQUEUE
@@ -234,7 +243,6 @@ const MAIN_IOCTLS: &[u64] = &[
     0x41a0_ae8d, // KVM_SET_FPU
     0x4400_ae8f, // KVM_SET_LAPIC
     0x4008_ae90, // KVM_SET_CPUID2
-    0x4040_ae79, // KVM_IOEVENTFD
     0x8004_54d2, // TUNGETIFF
 ];
 
@@ -483,12 +491,22 @@ mod tests {
             })
         };
         let devices = [ThreadKind::Devices, ThreadKind::Fs, ThreadKind::Net];
-        for kind in devices.into_iter().chain([ThreadKind::Main, ThreadKind::Vcpu]) {
-            let status = run(kind, IRQ_LINE);
+        let interrupts = [
+            (ThreadKind::Devices, IRQ_LINE),
+            (ThreadKind::Fs, IRQ_LINE),
+            (ThreadKind::Net, SIGNAL_MSI),
+            (ThreadKind::Main, IRQ_LINE),
+            (ThreadKind::Main, SIGNAL_MSI),
+            (ThreadKind::Vcpu, IRQ_LINE),
+            (ThreadKind::Vcpu, SIGNAL_MSI),
+            (ThreadKind::Vcpu, IOEVENTFD),
+        ];
+        for (kind, ioctl) in interrupts {
+            let status = run(kind, ioctl);
             assert!(matches!(status, WaitStatus::Exited(_, 0)), "{kind:?}: {status:?}");
         }
         for kind in devices {
-            let status = run(kind, VCPU_IOCTLS[1]);
+            let status = run(kind, KVM_RUN);
             let killed = matches!(status, WaitStatus::Signaled(_, nix::sys::signal::SIGSYS, _));
             assert!(killed, "{kind:?} runs no vCPU: {status:?}");
         }

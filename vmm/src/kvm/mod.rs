@@ -51,6 +51,7 @@ pub fn refused(what: &'static str) -> impl FnOnce(kvm_ioctls::Error) -> KvmError
 const NEEDED: &[(Cap, &str)] = &[
     (Cap::Irqchip, "KVM_CAP_IRQCHIP"),
     (Cap::Ioeventfd, "KVM_CAP_IOEVENTFD"),
+    (Cap::SignalMsi, "KVM_CAP_SIGNAL_MSI"),
     (Cap::UserMemory, "KVM_CAP_USER_MEMORY"),
     (Cap::ReadonlyMem, "KVM_CAP_READONLY_MEM"),
     (Cap::ImmediateExit, "KVM_CAP_IMMEDIATE_EXIT"),
@@ -153,21 +154,6 @@ impl Vm {
         self.fd
             .register_ioevent(kick, &IoEventAddress::Mmio(address), value)
             .map_err(refused("a queue notification (KVM_IOEVENTFD)"))
-    }
-
-    /// Takes back [`Vm::connect_kick`].
-    ///
-    /// # Errors
-    /// When KVM refuses.
-    pub fn disconnect_kick(
-        &self,
-        kick: &EventFd,
-        address: u64,
-        value: u32,
-    ) -> Result<(), KvmError> {
-        self.fd
-            .unregister_ioevent(kick, &IoEventAddress::Mmio(address), value)
-            .map_err(refused("to end a queue notification (KVM_IOEVENTFD)"))
     }
 
     /// Lets any write to port `port` signal `event`.

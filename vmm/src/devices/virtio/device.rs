@@ -1,4 +1,4 @@
-//! The seam between the MMIO transport and a device.
+//! The seam between a transport and a device.
 
 use std::sync::Arc;
 
@@ -11,9 +11,17 @@ use crate::memory::GrowingRam;
 /// How a device tells the guest that something happened. A device never calls
 /// KVM: the transport does.
 pub trait Interrupt: Send + Sync {
-    /// The device put buffers into a used ring (sets bit 0 of InterruptStatus
-    /// and raises the line).
-    fn queue(&self);
+    /// The device put buffers into the used ring of the queue with this index.
+    fn queue(&self, index: u16);
+}
+
+/// What an interrupt tells of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Event {
+    /// Used buffers of the queue with this index.
+    Queue(u16),
+    /// The configuration space or the status is another one.
+    Config,
 }
 
 /// A queue that the driver configured, with the eventfd that KVM signals when
@@ -21,7 +29,7 @@ pub trait Interrupt: Send + Sync {
 pub struct ActiveQueue {
     /// The ring, validated by the transport before activation.
     pub queue: Queue,
-    /// Signalled by KVM (ioeventfd) on a write to QueueNotify.
+    /// Signalled by KVM (ioeventfd) when the driver notifies the device.
     pub kick: EventFd,
 }
 
@@ -60,7 +68,7 @@ pub trait VirtioDevice: Send {
     /// RING_EVENT_IDX, RING_INDIRECT_DESC), which the transport adds.
     fn features(&self) -> u64;
     /// Reads the configuration space. Bytes beyond its end read as zero. Where the host changes
-    /// it, the transport has to be told (`MmioTransport::config_changed`).
+    /// it, the transport has to be told (`Transport::config_changed`).
     fn read_config(&self, offset: u64, data: &mut [u8]);
     /// Writes the configuration space; most devices ignore it.
     fn write_config(&mut self, _offset: u64, _data: &[u8]) {}

@@ -1,4 +1,4 @@
-//! virtio 1.2 devices over MMIO.
+//! virtio 1.2 devices, over MMIO and over PCI.
 //!
 //! Every device has the same shape: a *device* (`VirtioDevice`: identity,
 //! features, configuration space) that lives with the transport, and, from
@@ -14,7 +14,6 @@ pub mod fs;
 pub mod net;
 pub mod rng;
 pub mod serve;
-pub mod slot;
 pub mod transport;
 pub mod vsock;
 

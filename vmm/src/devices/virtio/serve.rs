@@ -10,14 +10,14 @@ use crate::memory::GuestRam;
 /// A chain as the devices see it.
 pub type Chain<'a> = DescriptorChain<&'a GuestMemoryMmap>;
 
-/// Serves what the driver made available, at most `budget` chains; when more is
+/// Serves what the driver made available in a queue, which comes with its index, at most `budget` chains; when more is
 /// left, the queue kicks itself, so that other handlers of the loop get their
 /// turn. `work` returns how many bytes it wrote to the chain.
 ///
 /// # Errors
 /// When the driver broke the ring (section 2.7): the device needs a reset.
 pub fn serve(
-    active: &mut ActiveQueue,
+    (index, active): (u16, &mut ActiveQueue),
     memory: &GuestRam,
     interrupt: &dyn Interrupt,
     budget: u16,
@@ -54,7 +54,7 @@ pub fn serve(
         queue.disable_notification(&**memory)?;
     }
     if done > 0 && queue.needs_notification(&**memory)? {
-        interrupt.queue();
+        interrupt.queue(index);
     }
     Ok(())
 }

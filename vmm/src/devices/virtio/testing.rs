@@ -1,6 +1,8 @@
 //! A driver's side for tests, honest and hostile. Property tests and the fuzz
 //! targets of `vmm/fuzz` call the same functions.
 
+mod pci;
+
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, LazyLock};
 
@@ -9,8 +11,9 @@ use virtio_queue::{Queue, QueueT};
 use vm_memory::{Bytes, GuestAddress, GuestMemory, GuestMemoryMmap};
 use vmm_sys_util::eventfd::EventFd;
 
-use super::device::{Activation, ActiveQueue, Interrupt, VirtioDevice};
-use super::transport::{Irq, MmioTransport, TRANSPORT_FEATURES, Windows, Wiring};
+pub use self::pci::{Board, PciDriver, TABLE, function, hostile_function};
+use super::device::{Activation, ActiveQueue, Event, Interrupt, VirtioDevice};
+use super::transport::{Irq, TRANSPORT_FEATURES, Transport, Windows, Wiring};
 use crate::devices::bus::BusDevice;
 use crate::event_loop::{EventLoop, Handler, HandlerError, Registration};
 use crate::memory::GuestRam;
@@ -42,7 +45,7 @@ pub struct Recorder {
 }
 
 impl Interrupt for Recorder {
-    fn queue(&self) {
+    fn queue(&self, _index: u16) {
         self.queue.fetch_add(1, Ordering::SeqCst);
     }
 }
@@ -52,7 +55,7 @@ impl Interrupt for Recorder {
 pub struct Edges(pub AtomicU32);
 
 impl Irq for Edges {
-    fn raise(&self) {
+    fn raise(&self, _event: Event) {
         self.0.fetch_add(1, Ordering::SeqCst);
     }
 }
@@ -298,7 +301,7 @@ fn hostile_descriptor(word: &[u8; 8], ring: &Ring) -> (u64, u32, u16, u16) {
 }
 
 /// The driver's side of a transport.
-pub struct Driver<'a>(pub &'a MmioTransport);
+pub struct Driver<'a>(pub &'a Transport);
 
 impl Driver<'_> {
     /// Reads a register.
@@ -378,7 +381,7 @@ pub fn wiring() -> (Wiring, Arc<Edges>) {
 }
 
 /// A transport on a loop that all tests share, in a place of its own.
-pub fn transport(device: impl VirtioDevice + 'static, memory: &GuestRam) -> MmioTransport {
+pub fn transport(device: impl VirtioDevice + 'static, memory: &GuestRam) -> Transport {
     transport_at(&wiring().0, device, memory)
 }
 
@@ -387,9 +390,9 @@ pub fn transport_at(
     wiring: &Wiring,
     device: impl VirtioDevice + 'static,
     memory: &GuestRam,
-) -> MmioTransport {
+) -> Transport {
     let memory = memory.clone().into();
-    let transport = MmioTransport::new(Box::new(device), memory, LOOP.clone(), wiring.clone())
+    let transport = Transport::new(Box::new(device), memory, LOOP.clone(), wiring.clone())
         .expect("descriptors");
     transport.appear();
     transport

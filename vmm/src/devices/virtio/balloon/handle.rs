@@ -34,7 +34,7 @@ impl BalloonHandle {
 
     /// Asks the guest to give `mib` MiB, at most all that it has; zero asks it
     /// to take everything back. It gives what it can spare, when it can, and hears of it by
-    /// `MmioTransport::config_changed`.
+    /// `Transport::config_changed`.
     pub fn set_target_mib(&self, mib: u32) {
         let pages = mib.saturating_mul(PAGES_PER_MIB).min(self.total_pages());
         self.0.target.store(pages, Ordering::Release);

@@ -83,11 +83,11 @@ impl Handler for BalloonHandler {
         _registration: &Registration,
     ) -> Result<(), HandlerError> {
         let found = self.queues.iter_mut().find(|(index, ..)| *index as u64 == token);
-        let Some((_, role, queue)) = found else { return Ok(()) };
+        let Some((index, role, queue)) = found else { return Ok(()) };
         let (role, memory, handle) = (*role, self.memory.now(), &self.handle);
         let reclaim = &*self.reclaim;
         let work = |chain: Chain| work(role, &memory, reclaim, handle, chain);
-        serve(queue, &memory, &*self.interrupt, BUDGET, work).map_err(broken)
+        serve((*index as u16, queue), &memory, &*self.interrupt, BUDGET, work).map_err(broken)
     }
 
     fn queues(&self) -> Vec<(usize, SavedQueue)> {

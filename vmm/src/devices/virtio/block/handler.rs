@@ -52,7 +52,7 @@ impl Handler for BlockHandler {
     ) -> Result<(), HandlerError> {
         let (disk, memory) = (&*self.disk, self.memory.now());
         let work = |chain: Chain| process(disk, &memory, chain);
-        serve(&mut self.queue, &memory, &*self.interrupt, BUDGET, work).map_err(broken)
+        serve((0, &mut self.queue), &memory, &*self.interrupt, BUDGET, work).map_err(broken)
     }
 
     fn queues(&self) -> Vec<(usize, SavedQueue)> {

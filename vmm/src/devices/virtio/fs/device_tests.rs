@@ -17,7 +17,7 @@ use crate::event_loop::EventLoop;
 struct NoInterrupt;
 
 impl Interrupt for NoInterrupt {
-    fn queue(&self) {}
+    fn queue(&self, _index: u16) {}
 }
 
 fn device() -> (Fs, tempfile::TempDir) {

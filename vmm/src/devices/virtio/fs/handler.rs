@@ -37,7 +37,7 @@ impl FsHandler {
         let Some(server) = &self.server else { return Ok(()) };
         let Some(Some(queue)) = self.queues.get_mut(index) else { return Ok(()) };
         let (memory, handle) = (self.memory.now(), &self.handle);
-        serve::serve(queue, &memory, &*self.interrupt, BUDGET, |chain| {
+        serve::serve((index as u16, queue), &memory, &*self.interrupt, BUDGET, |chain| {
             let served = request::serve(server, &memory, chain);
             handle.requests.fetch_add(1, Ordering::Relaxed);
             match served.opcode {

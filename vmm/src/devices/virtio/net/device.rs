@@ -172,6 +172,7 @@ impl Net {
             since: Instant::now(),
             timer: timer().map_err(refused)?,
             armed: None,
+            limited: false,
         }))
     }
 }

@@ -30,8 +30,9 @@ pub(super) const TIMER: u64 = 64;
 const CONTROL_BUDGET: u16 = 4;
 /// Shortest wait for a limit: the buckets hold more than what comes in the meantime.
 const SHORTEST_WAIT: Duration = Duration::from_millis(1);
-/// How long the driver may not hear of a few small frames that are gone, unless it is
-/// interrupted for another reason: most often it is, by the answer.
+/// How long the driver may not hear of a few small frames that are gone. Most often it finds
+/// them itself before that, when an answer comes (virtnet_poll_cleantx in
+/// drivers/net/virtio_net.c), and wants no word any more.
 const LATER: Duration = SHORTEST_WAIT;
 
 /// Why a queue is not served any further for now.
@@ -100,9 +101,11 @@ pub(super) struct NetHandler {
     pub(super) timer: TimerFd,
     /// For when the timer is set.
     pub(super) armed: Option<Instant>,
+    /// Whether a limit waits for it.
+    pub(super) limited: bool,
 }
 
-/// A timer for the limits.
+/// A timer for the limits, and for word that waits.
 pub(super) fn timer() -> nix::Result<TimerFd> {
     TimerFd::new(ClockId::CLOCK_MONOTONIC, TimerFlags::TFD_NONBLOCK | TimerFlags::TFD_CLOEXEC)
 }
@@ -119,8 +122,7 @@ impl NetHandler {
         let pause = pair.rx.serve(memory, &mut lane).map_err(failed)?;
         let wait = again(pause, &pair.rx.ring)?;
         if pair.rx.due(memory).map_err(failed)? {
-            self.pairs.iter_mut().for_each(|pair| pair.tx.told());
-            self.interrupt.queue();
+            self.interrupt.queue(2 * index as u16);
         }
         self.wait(wait)
     }
@@ -139,28 +141,33 @@ impl NetHandler {
         let guard = self.guard.as_deref();
         let pause = pair.tx.serve(memory, guard, &mut lane).map_err(failed)?;
         let wait = again(pause, &pair.tx.ring)?;
-        if pair.tx.light() {
-            return self.wait(Some(wait.map_or(LATER, |wait| wait.min(LATER))));
+        let light = pair.tx.light();
+        if !light && pair.tx.due(memory).map_err(failed)? {
+            self.interrupt.queue(2 * index as u16 + 1);
         }
-        if pair.tx.due(memory).map_err(failed)? {
-            self.interrupt.queue();
-        }
-        self.wait(wait)
+        self.wait(wait)?;
+        if light { self.arm(LATER) } else { Ok(()) }
     }
 
     /// Tells the driver of all frames that are gone.
     fn tell(&mut self, memory: &GuestMemoryMmap) -> Result<(), HandlerError> {
-        for pair in &mut self.pairs {
+        for (pair, index) in self.pairs.iter_mut().zip(0..) {
             if pair.tx.due(memory).map_err(failed)? {
-                self.interrupt.queue();
+                self.interrupt.queue(2 * index + 1);
             }
         }
         Ok(())
     }
 
-    /// Has the timer come after `wait`, if it does not come before.
+    /// Has all queues served after a limit's wait.
     fn wait(&mut self, wait: Option<Duration>) -> Result<(), HandlerError> {
         let Some(wait) = wait else { return Ok(()) };
+        self.limited = true;
+        self.arm(wait)
+    }
+
+    /// Has the timer come after `wait`, if it does not come before.
+    fn arm(&mut self, wait: Duration) -> Result<(), HandlerError> {
         let wait = wait.max(SHORTEST_WAIT);
         // A bucket without an end: nobody waits for it.
         let Some(moment) = Instant::now().checked_add(wait) else { return Ok(()) };
@@ -183,10 +190,11 @@ impl NetHandler {
 
     fn obey(&mut self) -> Result<(), HandlerError> {
         let memory = self.memory.now();
-        let Some((_, ring)) = &mut self.control else { return Ok(()) };
+        let Some((at, ring)) = &mut self.control else { return Ok(()) };
         let (pairs, active) = (&self.pairs, &mut self.active);
         let work = |chain: Chain| answer(&memory, chain, |wanted| use_pairs(pairs, active, wanted));
-        serve(ring, &memory, &*self.interrupt, CONTROL_BUDGET, work).map_err(failed)?;
+        serve((*at as u16, ring), &memory, &*self.interrupt, CONTROL_BUDGET, work)
+            .map_err(failed)?;
         // Those that are new may have something.
         self.all(&memory)
     }
@@ -277,7 +285,7 @@ impl Handler for NetHandler {
         for (fd, flags, token) in self.watched() {
             registration.watch(fd, flags, token).map_err(failed)?;
         }
-        self.armed = None;
+        (self.armed, self.limited) = (None, false);
         self.pairs.iter_mut().for_each(|pair| pair.tx.blocked = false);
         let memory = self.memory.now();
         self.all(&memory)
@@ -305,7 +313,7 @@ impl Handler for NetHandler {
                 let _ = nix::unistd::read(&self.timer, &mut count);
                 self.armed = None;
                 self.tell(&memory)?;
-                self.all(&memory)
+                if std::mem::take(&mut self.limited) { self.all(&memory) } else { Ok(()) }
             }
             TAP.. => {
                 let index = (token - TAP) as usize;

@@ -79,12 +79,6 @@ impl Tx {
         !self.blocked && (1..=LIGHT).contains(&self.untold) && frames < queue.size() / LIGHT_PART
     }
 
-    /// The driver is interrupted for another queue, and looks at all of them.
-    pub(super) fn told(&mut self) {
-        self.untold = 0;
-        self.used.told(&self.ring.queue);
-    }
-
     /// Whether the driver is to be interrupted.
     pub(super) fn due(&mut self, memory: &GuestMemoryMmap) -> Result<bool, Error> {
         self.untold = 0;

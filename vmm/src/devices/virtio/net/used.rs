@@ -54,12 +54,6 @@ impl Publisher {
         (Wrapping(queue.next_used()) - self.told).0
     }
 
-    /// The driver looks at the queue for another reason: it need not be told of what was
-    /// published.
-    pub(super) fn told(&mut self, queue: &Queue) {
-        self.told = Wrapping(queue.next_used());
-    }
-
     /// Whether the driver wants an interrupt for what was published since the last call
     /// (sections 2.7.7.2 and 2.7.10). The queue cannot tell: it does not know of buffers that
     /// it did not add one by one.

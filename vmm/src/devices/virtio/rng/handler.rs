@@ -76,7 +76,7 @@ impl Handler for RngHandler {
     ) -> Result<(), HandlerError> {
         let memory = self.memory.now();
         let work = |chain: Chain| fill(&memory, chain);
-        serve(&mut self.queue, &memory, &*self.interrupt, BUDGET, work).map_err(broken)
+        serve((0, &mut self.queue), &memory, &*self.interrupt, BUDGET, work).map_err(broken)
     }
 
     fn queues(&self) -> Vec<(usize, SavedQueue)> {

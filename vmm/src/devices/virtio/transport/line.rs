@@ -7,15 +7,16 @@ use std::sync::{Arc, Mutex, OnceLock};
 use virtio_bindings::bindings::virtio_mmio::{VIRTIO_MMIO_INT_CONFIG, VIRTIO_MMIO_INT_VRING};
 
 use super::window::Window;
-use crate::devices::virtio::device::Interrupt;
+use crate::devices::virtio::device::{Event, Interrupt};
 
 /// Told why a device stopped.
 pub(super) type Watcher = Box<dyn Fn(&str) + Send + Sync>;
 
-/// An interrupt of the machine, edge-triggered. Called by every thread that serves a device.
+/// Interrupts of a device, edge-triggered. Called by every thread that serves it.
 pub trait Irq: Send + Sync {
-    /// An edge. None is lost: the guest looks after the last one.
-    fn raise(&self);
+    /// An edge for this event, which may be that of others as well. None is lost: the guest
+    /// looks after the last one.
+    fn raise(&self, event: Event);
 }
 
 /// Where a device is in the machine.
@@ -89,16 +90,24 @@ impl Shared {
         self.failure.lock().expect("no panic while locked").clone()
     }
 
-    /// Signals the driver again: an edge may have been lost.
-    pub(super) fn raise_again(&self) {
-        if self.window.interrupt_status().load(Ordering::SeqCst) != 0 {
-            self.irq.raise();
+    /// Signals the driver of a device with so many queues again: an edge may have been lost.
+    pub(super) fn raise_again(&self, queues: usize) {
+        let status = self.window.interrupt_status().load(Ordering::SeqCst);
+        if status & VIRTIO_MMIO_INT_VRING != 0 {
+            (0..queues as u16).for_each(|index| self.irq.raise(Event::Queue(index)));
+        }
+        if status & VIRTIO_MMIO_INT_CONFIG != 0 {
+            self.irq.raise(Event::Config);
         }
     }
 
-    fn raise(&self, bit: u32) {
+    fn raise(&self, event: Event) {
+        let bit = match event {
+            Event::Queue(_) => VIRTIO_MMIO_INT_VRING,
+            Event::Config => VIRTIO_MMIO_INT_CONFIG,
+        };
         self.window.interrupt_status().fetch_or(bit, Ordering::SeqCst);
-        self.irq.raise();
+        self.irq.raise(event);
     }
 }
 
@@ -118,7 +127,7 @@ impl Line {
     /// The configuration space, or the status, is another one now.
     pub(super) fn config(&self) {
         if self.live() {
-            self.shared.raise(VIRTIO_MMIO_INT_CONFIG);
+            self.shared.raise(Event::Config);
         }
     }
 
@@ -137,9 +146,9 @@ impl Line {
 }
 
 impl Interrupt for Line {
-    fn queue(&self) {
+    fn queue(&self, index: u16) {
         if self.live() {
-            self.shared.raise(VIRTIO_MMIO_INT_VRING);
+            self.shared.raise(Event::Queue(index));
         }
     }
 }
@@ -153,10 +162,10 @@ mod tests {
     fn a_line_dies_with_its_activation() {
         let shared = Arc::new(Shared::new(wiring().0));
         let old = shared.begin();
-        old.queue();
+        old.queue(0);
         assert_eq!(shared.window.interrupt_status().load(Ordering::SeqCst), 1);
         shared.reset();
-        old.queue();
+        old.queue(0);
         old.fail("late".into());
         assert_eq!(shared.window.interrupt_status().load(Ordering::SeqCst), 0);
         let new = shared.begin();

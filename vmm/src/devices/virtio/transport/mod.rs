@@ -1,7 +1,8 @@
-//! virtio over MMIO, version 2 (virtio 1.2, section 4.2).
+//! A virtio device between its driver and its handler: in an MMIO window (virtio 1.2, section
+//! 4.2, version 2), or behind a function of the [PCI](pci) bus, which translates.
 //!
 //! ```text
-//! vCPU threads --writes--> MmioTransport --add/take--> EventLoop: Handler
+//! vCPU threads --writes--> Transport ------add/take--> EventLoop: Handler
 //!    |     ^               | Mutex: registers, device       |
 //!    |     +---- Irq <----+------------ Line <-------------+
 //!    +- reads -> Window <--+--------------+
@@ -15,6 +16,7 @@
 //! failure is kept for whoever asks.
 
 mod line;
+mod pci;
 mod registers;
 mod state;
 mod window;
@@ -30,6 +32,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 pub use self::line::{Irq, Wiring};
 use self::line::{Line, Shared};
+pub use self::pci::{Doorbells, PciTransport};
 use self::registers::{EVENT_IDX, Effect};
 pub use self::registers::{QueueRegisters, Registers, TRANSPORT_FEATURES};
 pub use self::state::{HandlerState, RestoreError, TransportState};
@@ -44,7 +47,7 @@ pub const WINDOW: u64 = 0x1000;
 /// Offset of QueueNotify, at which ioeventfds are registered, with the queue's
 /// index as datamatch (4 bytes).
 pub const QUEUE_NOTIFY: u64 = offset::VIRTIO_MMIO_QUEUE_NOTIFY as u64;
-/// Offset of InterruptACK; see [`MmioTransport::acknowledged`].
+/// Offset of InterruptACK; see [`Transport::acknowledged`].
 pub const INTERRUPT_ACK: u64 = offset::VIRTIO_MMIO_INTERRUPT_ACK as u64;
 const CONFIG: u64 = offset::VIRTIO_MMIO_CONFIG as u64;
 
@@ -64,7 +67,7 @@ struct Inner {
 }
 
 /// One device in its MMIO window.
-pub struct MmioTransport {
+pub struct Transport {
     shared: Arc<Shared>,
     kicks: Vec<EventFd>,
     /// Of acknowledgements, never read.
@@ -75,7 +78,7 @@ pub struct MmioTransport {
     inner: Mutex<Inner>,
 }
 
-impl MmioTransport {
+impl Transport {
     /// Puts `device`, whose handlers will live on `event_loop`, at `wiring`, whose window shows
     /// no device until it [appears](Self::appear).
     ///
@@ -87,7 +90,7 @@ impl MmioTransport {
         memory: GrowingRam,
         event_loop: Arc<EventLoop>,
         wiring: Wiring,
-    ) -> io::Result<MmioTransport> {
+    ) -> io::Result<Transport> {
         let sizes = device.queue_sizes();
         if let Some(size) = sizes.iter().find(|&&size| Queue::new(size).is_err()) {
             let message = format!("virtio-{}: no queue has {size} entries", device.name());
@@ -103,7 +106,7 @@ impl MmioTransport {
         let acknowledged = kick(&0)?;
         let inner = inner.into();
         let transport =
-            MmioTransport { shared, kicks, acknowledged, memory, event_loop, device_id, inner };
+            Transport { shared, kicks, acknowledged, memory, event_loop, device_id, inner };
         transport.show(&transport.lock());
         transport.show_config(&transport.lock());
         Ok(transport)
@@ -182,7 +185,7 @@ impl MmioTransport {
             Running::Paused(handler) => self.add(&mut inner, handler),
             other => inner.running = other,
         }
-        self.shared.raise_again();
+        self.shared.raise_again(self.kicks.len());
     }
 
     /// The state. A running device is paused for the moment; for a state that
@@ -320,6 +323,16 @@ impl MmioTransport {
         self.kicks.iter().for_each(|kick| drop(kick.read()));
     }
 
+    /// The driver's half of the registers, as it is now.
+    fn registers(&self) -> Registers {
+        self.lock().registers.clone()
+    }
+
+    /// InterruptStatus, which the driver acknowledges by this.
+    fn take_interrupt_status(&self) -> u32 {
+        self.shared.window.interrupt_status().swap(0, Ordering::SeqCst)
+    }
+
     fn lock(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().expect("no panic while locked")
     }
@@ -394,7 +407,7 @@ fn check(inner: &Inner, device_id: u32, state: &TransportState) -> Result<(), Re
     Ok(())
 }
 
-impl BusDevice for MmioTransport {
+impl BusDevice for Transport {
     /// Not on the way of a guest, which reads the window itself.
     fn read(&self, offset: u64, data: &mut [u8]) {
         self.shared.window.read(offset, data);
@@ -417,7 +430,7 @@ impl BusDevice for MmioTransport {
     }
 }
 
-impl Drop for MmioTransport {
+impl Drop for Transport {
     fn drop(&mut self) {
         if let Ok(mut inner) = self.inner.lock() {
             drop(self.take(&mut inner));

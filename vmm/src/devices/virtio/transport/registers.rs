@@ -1,6 +1,7 @@
-//! The registers of virtio-mmio (virtio 1.2, section 4.2.2) as pure logic: what
-//! the driver wrote, and what follows from it. Nothing here touches memory,
-//! descriptors or threads.
+//! The registers of a device as pure logic: what the driver wrote, and what follows from it.
+//! They are named by their offsets in virtio-mmio (virtio 1.2, section 4.2.2); those of
+//! virtio-pci are the same in another place. Nothing here touches memory, descriptors or
+//! threads.
 //!
 //! ```text
 //! Status (section 3.1.1), one step at a time; all else is ignored:
@@ -105,9 +106,9 @@ pub struct Registers {
     pub accepted: u64,
     /// Status, without NEEDS_RESET, which the device sets.
     pub status: u32,
-    device_features_sel: u32,
-    driver_features_sel: u32,
-    queue_sel: u32,
+    pub(super) device_features_sel: u32,
+    pub(super) driver_features_sel: u32,
+    pub(super) queue_sel: u32,
     /// Every queue of the device.
     pub queues: Vec<QueueRegisters>,
 }
@@ -246,7 +247,7 @@ impl Registers {
     }
 }
 
-fn half(value: u64, select: u32) -> u32 {
+pub(super) fn half(value: u64, select: u32) -> u32 {
     match select {
         0 => value as u32,
         1 => (value >> 32) as u32,

@@ -14,7 +14,7 @@ use crate::devices::virtio::testing::{
 
 const STATUS: u64 = 0x70;
 
-fn entropy(transport: &MmioTransport, ring: &mut Ring, total: u16) {
+fn entropy(transport: &Transport, ring: &mut Ring, total: u16) {
     ring.chain(&[(BUFFERS, 16, WRITE)]);
     Driver(transport).write(QUEUE_NOTIFY, 0);
     assert_eq!(ring.wait(total).len(), usize::from(total));
@@ -272,7 +272,7 @@ impl VirtioDevice for Odd {
 fn a_device_with_an_odd_queue_is_refused() {
     let event_loop = Arc::new(EventLoop::spawn("odd", || ()).unwrap());
     let wiring = wiring().0;
-    assert!(MmioTransport::new(Box::new(Odd), memory().into(), event_loop, wiring).is_err());
+    assert!(Transport::new(Box::new(Odd), memory().into(), event_loop, wiring).is_err());
 }
 
 #[test]

@@ -121,7 +121,7 @@ impl VsockHandler {
             }
         }
         if left < BUDGET && self.tx.queue.needs_notification(memory).map_err(failed)? {
-            self.interrupt.queue();
+            self.interrupt.queue(TX as u16);
         }
         Ok(())
     }
@@ -161,7 +161,7 @@ impl VsockHandler {
             }
         }
         if left < BUDGET && self.rx.queue.needs_notification(memory).map_err(failed)? {
-            self.interrupt.queue();
+            self.interrupt.queue(RX as u16);
         }
         Ok(())
     }
@@ -183,7 +183,7 @@ impl VsockHandler {
         let used = if written { event.len() as u32 } else { 0 };
         queue.add_used(memory, head, used).map_err(failed)?;
         self.reset_due = !written;
-        self.interrupt.queue();
+        self.interrupt.queue(EVENT as u16);
         Ok(())
     }
 

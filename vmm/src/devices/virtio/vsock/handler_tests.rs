@@ -18,7 +18,7 @@ use protocol::vsock::{GUEST_CID, HOST_CID};
 struct NoInterrupt;
 
 impl Interrupt for NoInterrupt {
-    fn queue(&self) {}
+    fn queue(&self, _index: u16) {}
 }
 
 const SIZE: u16 = 16;

@@ -12,7 +12,7 @@ use nix::unistd::{ForkResult, fork};
 
 use super::*;
 use crate::devices::virtio::testing::wiring;
-use crate::devices::virtio::transport::MmioTransport;
+use crate::devices::virtio::transport::Transport;
 use crate::event_loop::EventLoop;
 use crate::jail::{Filters, ThreadKind};
 
@@ -111,13 +111,13 @@ fn in_namespace(body: impl FnOnce()) {
 }
 
 /// A transport on a loop of its own, confined as in a machine.
-fn confined(device: Net, memory: &crate::memory::GuestRam) -> MmioTransport {
+fn confined(device: Net, memory: &crate::memory::GuestRam) -> Transport {
     let prepare = || {
         nix::sys::prctl::set_no_new_privs().unwrap();
         Filters::compile().unwrap().apply(ThreadKind::Net).unwrap();
     };
     let thread = Arc::new(EventLoop::spawn("net", prepare).unwrap());
-    MmioTransport::new(Box::new(device), memory.clone().into(), thread, wiring().0).unwrap()
+    Transport::new(Box::new(device), memory.clone().into(), thread, wiring().0).unwrap()
 }
 
 fn description() -> machine::Net {
