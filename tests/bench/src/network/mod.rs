@@ -138,11 +138,11 @@ pub fn run(options: &Options) -> Result<Report> {
     let subjects = subjects(&options.kernel, &servers, &bridge)?;
     let mut report = Report::default();
     for round in 0..=options.runs {
-        eprintln!("bench: network, round {round} of {}", options.runs);
         // The first round fills caches and is not counted.
         let mut scratch = Report::default();
         let target = if round == 0 { &mut scratch } else { &mut report };
         for subject in &subjects {
+            eprintln!("bench: network, round {round} of {}, {}", options.runs, subject.name());
             once(target, options, subject)?;
         }
     }

@@ -122,6 +122,7 @@ impl NetHandler {
         let pause = pair.rx.serve(memory, &mut lane).map_err(failed)?;
         let wait = again(pause, &pair.rx.ring)?;
         if pair.rx.due(memory).map_err(failed)? {
+            pair.tx.answered();
             self.interrupt.queue(2 * index as u16);
         }
         self.wait(wait)

@@ -79,6 +79,13 @@ impl Tx {
         !self.blocked && (1..=LIGHT).contains(&self.untold) && frames < queue.size() / LIGHT_PART
     }
 
+    /// The driver is interrupted for the other queue of the pair. It looks at this one as well
+    /// when it is Linux: that what is gone may wait again costs no other driver more than the
+    /// same moment.
+    pub(super) fn answered(&mut self) {
+        self.untold = 0;
+    }
+
     /// Whether the driver is to be interrupted.
     pub(super) fn due(&mut self, memory: &GuestMemoryMmap) -> Result<bool, Error> {
         self.untold = 0;
