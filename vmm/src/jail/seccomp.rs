@@ -182,6 +182,7 @@ const NET: &[i64] = &[
     libc::SYS_epoll_ctl,
     libc::SYS_epoll_pwait,
     libc::SYS_epoll_wait,
+    libc::SYS_poll,
     libc::SYS_readv,
     libc::SYS_timerfd_settime,
     libc::SYS_writev,

@@ -150,9 +150,13 @@ impl Rx {
         room: &mut Room<'a>,
         lane: &mut Lane,
     ) -> Result<Pause, Error> {
-        for _ in 0..BUDGET {
+        for frames in 0..BUDGET {
             if let Some(wait) = lane.throttled() {
                 return Ok(Pause::Throttled(wait));
+            }
+            // Room for the largest frame is dearer than this question.
+            if frames > 0 && self.large > 0 && !lane.tap.has_frame() {
+                return Ok(Pause::Idle);
             }
             let wanted = self.wanted(view, room)?;
             match self.find(view, room, wanted)? {

@@ -3,6 +3,7 @@
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use smallvec::SmallVec;
 use virtio_bindings::virtio_net as net;
 use vm_memory::volatile_memory::VolatileSlice;
@@ -81,11 +82,27 @@ impl Tap {
         }
     }
 
+    /// Whether a read would give a frame.
+    pub(super) fn has_frame(&self) -> bool {
+        let mut fds = [PollFd::new(self.fd.as_fd(), PollFlags::POLLIN)];
+        poll(&mut fds, PollTimeout::ZERO).is_ok_and(|ready| ready > 0)
+    }
+
     /// Reads a frame into `slices`, up to [`MAX_SLICES`], and what does not fit there into `beyond`; what does not
     /// fit there either is lost.
     #[allow(unsafe_code)]
     pub(super) fn read(&self, slices: &[VolatileSlice], beyond: &mut [u8]) -> nix::Result<usize> {
-        let mut vectors: Vectors = slices.iter().map(vector).collect();
+        let mut vectors = Vectors::new();
+        for vector in slices.iter().map(vector) {
+            // Linux cuts buffers from one piece of memory after another: what is one piece costs
+            // the kernel less as one.
+            match vectors.last_mut() {
+                Some(last) if last.iov_base as usize + last.iov_len == vector.iov_base as usize => {
+                    last.iov_len += vector.iov_len;
+                }
+                _ => vectors.push(vector),
+            }
+        }
         if !beyond.is_empty() {
             vectors
                 .push(libc::iovec { iov_base: beyond.as_mut_ptr().cast(), iov_len: beyond.len() });
