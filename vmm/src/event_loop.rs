@@ -165,11 +165,12 @@ impl EventLoop {
         HandlerId(id)
     }
 
-    /// Takes a handler off the loop; `None` when it failed before.
+    /// Takes a handler off the loop; `None` when it failed before, or a thread has panicked
+    /// meanwhile.
     pub fn take(&self, id: HandlerId) -> Option<Box<dyn Handler>> {
         let (sender, receiver) = channel();
         self.send(Message::Take(id.0, sender));
-        receiver.recv().ok().flatten()
+        answer(&receiver).flatten()
     }
 
     /// Runs `work` on the loop's thread, between two events, and waits for it.
@@ -179,12 +180,7 @@ impl EventLoop {
         self.send(Message::Run(Box::new(move || {
             let _ = sender.send(work());
         })));
-        loop {
-            match receiver.recv_timeout(PATIENCE) {
-                Err(RecvTimeoutError::Timeout) if !given_up() => {}
-                other => return other.ok(),
-            }
-        }
+        answer(&receiver)
     }
 
     fn send(&self, message: Message) {
@@ -199,6 +195,17 @@ impl Drop for EventLoop {
         self.send(Message::Quit);
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
+        }
+    }
+}
+
+/// What the loop's thread answers. One that has panicked does not end by itself, and its end of
+/// the channel stays open.
+fn answer<T>(receiver: &Receiver<T>) -> Option<T> {
+    loop {
+        match receiver.recv_timeout(PATIENCE) {
+            Err(RecvTimeoutError::Timeout) if !given_up() => {}
+            other => return other.ok(),
         }
     }
 }

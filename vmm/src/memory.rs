@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! 0                      RAM (low)                 <= 3 GiB
-//! 3 GiB    0xc000_0000   hole: virtio-mmio windows, IOAPIC, LAPIC
+//! 3 GiB    0xc000_0000   hole: PCI functions, virtio-mmio windows, IOAPIC, LAPIC
 //! 4 GiB    0x1_0000_0000 RAM (high), what did not fit below
 //! the next 2 GiB         RAM that was added while the machine runs: see `growth`
 //! ```

@@ -65,6 +65,10 @@ impl Msix {
         let mut inner = self.lock();
         inner.enabled = control & ENABLE != 0;
         inner.masked = control & FUNCTION_MASK != 0;
+        if !inner.enabled {
+            // Nothing of this is for whoever enables it next.
+            inner.entries.iter_mut().for_each(|entry| entry.pending = false);
+        }
         self.flush(&mut inner);
     }
 
@@ -193,6 +197,12 @@ mod tests {
         assert_eq!((taken(), pending(&msix)), (vec![], [0b100, 0]));
         msix.control(ENABLE);
         assert_eq!((taken().len(), pending(&msix)), (1, [0, 0]), "once for both");
+        // Disabled, nothing waits for the next one who enables it.
+        msix.control(ENABLE | FUNCTION_MASK);
+        msix.raise(2);
+        msix.control(0);
+        msix.control(ENABLE);
+        assert_eq!((taken().len(), pending(&msix)), (0, [0, 0]));
     }
 
     #[test]

@@ -10,10 +10,11 @@
 //! What it is for: a write to a port comes out of the guest with all that is needed to know
 //! what it is, where one to memory has to be found and decoded in the guest's code first; and
 //! a message needs no acknowledgement, and one call to be sent. There is no INTx: a driver
-//! without MSI-X gets no interrupts.
+//! without MSI-X gets no interrupts. A function that is no bus master sends no messages, but
+//! goes on with its queues: what stops them is a reset.
 
 use std::io;
-use std::sync::atomic::{AtomicU16, Ordering};
+use std::sync::atomic::{AtomicU16, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use virtio_bindings::bindings::virtio_mmio as register;
@@ -62,6 +63,13 @@ const COMMAND: usize = 4;
 const MESSAGE_CONTROL: usize = 2;
 /// Enable and Function Mask, of a word.
 const CONTROL_WRITABLE: [u8; 2] = [0, 0xc0];
+const FUNCTION_MASK: u16 = 1 << 14;
+/// Bus Master of the command register.
+const BUS_MASTER: u16 = 1 << 2;
+
+/// How often a driver may move notifications before they come by exits for good: each time KVM
+/// waits for all vCPUs, and Linux does so a few times in its life.
+const MOVES: u32 = 256;
 
 /// No vector for an event.
 const NO_VECTOR: u16 = abi::VIRTIO_MSI_NO_VECTOR;
@@ -159,6 +167,8 @@ pub struct PciTransport {
     messages: Arc<Messages>,
     doorbells: Arc<dyn Doorbells>,
     config: Mutex<ConfigSpace>,
+    /// How often notifications were connected.
+    moves: AtomicU32,
     /// Where the capability of MSI-X is, and the one that is a way to the registers.
     msix: usize,
     access: usize,
@@ -218,7 +228,8 @@ impl PciTransport {
         let writable = [&[0, 0, 0xff, 0, 0, 0][..], &[0xff; 12]].concat();
         let access = config.add_capability(VENDOR_SPECIFIC, &body, &writable);
         let config = config.into();
-        Ok(PciTransport { transport, messages, doorbells, config, msix, access })
+        let moves = AtomicU32::new(0);
+        Ok(PciTransport { transport, messages, doorbells, config, moves, msix, access })
     }
 
     /// The device's life.
@@ -346,11 +357,15 @@ impl PciTransport {
     }
 
     fn connect(&self, port: u16) {
+        if self.moves.fetch_add(1, Ordering::Relaxed) >= MOVES {
+            return;
+        }
         for (kick, queue) in self.transport.kicks().iter().zip(0..) {
             self.doorbells.connect(kick, port, queue);
         }
     }
 
+    /// Also of what was not connected, which KVM refuses.
     fn disconnect(&self, port: u16) {
         for (kick, queue) in self.transport.kicks().iter().zip(0..) {
             self.doorbells.disconnect(kick, port, queue);
@@ -390,18 +405,21 @@ impl Function for PciTransport {
     }
 
     fn write_config(&self, offset: usize, data: &[u8]) {
-        let (before, after, control) = {
+        {
+            // Held until all follows what was written: two vCPUs may write at once.
             let mut config = self.lock();
             let port = |config: &ConfigSpace| u16::try_from(config.base(NOTIFY)?).ok();
             let before = port(&config);
             config.write(offset, data);
-            (before, port(&config), config.word(self.msix + MESSAGE_CONTROL))
-        };
-        if before != after {
-            before.iter().for_each(|port| self.disconnect(*port));
-            after.iter().for_each(|port| self.connect(*port));
+            let after = port(&config);
+            if before != after {
+                before.iter().for_each(|port| self.disconnect(*port));
+                after.iter().for_each(|port| self.connect(*port));
+            }
+            let control = config.word(self.msix + MESSAGE_CONTROL);
+            let master = config.word(COMMAND) & BUS_MASTER != 0;
+            self.messages.msix.control(if master { control } else { control | FUNCTION_MASK });
         }
-        self.messages.msix.control(control);
         if offset == self.data()
             && let Some((bar, register, len)) = self.accessed()
             && let Some(data) = data.get(..len)

@@ -121,6 +121,46 @@ fn notifications_are_where_the_driver_puts_them() {
     assert!(bells().is_empty());
 }
 
+#[test]
+fn what_two_vcpus_write_at_once_leaves_no_notification_behind() {
+    let (function, board) = function(Rng, &memory());
+    function.write_config(4, &[1]);
+    std::thread::scope(|scope| {
+        for vcpu in 1..=2u32 {
+            let function = &function;
+            scope.spawn(move || {
+                for port in 1..100 {
+                    function.write_config(0x10, &(vcpu << 12 | port << 2).to_le_bytes());
+                }
+            });
+        }
+    });
+    assert_eq!(board.doorbells.lock().unwrap().len(), 1);
+    // Who moves them all the time has them by exits.
+    for port in 1..=MOVES {
+        function.write_config(0x10, &(port << 2).to_le_bytes());
+    }
+    assert!(board.doorbells.lock().unwrap().is_empty());
+    function.retire();
+}
+
+#[test]
+fn a_function_that_is_no_bus_master_sends_nothing() {
+    let memory = memory();
+    let (function, board) = function(Rng, &memory);
+    let driver = PciDriver(&function);
+    driver.enable();
+    let mut rings = driver.start(&memory, &[0]);
+    function.write_config(4, &[3]);
+    rings[0].chain(&[(BUFFERS, 32, WRITE)]);
+    driver.kick(0);
+    rings[0].wait(1);
+    settle();
+    assert!(board.taken().is_empty());
+    function.write_config(4, &[7]);
+    assert_eq!(board.taken(), [0]);
+}
+
 /// Section 4.1.4.9: for firmware that has no way to the BARs.
 #[test]
 fn registers_are_reached_by_the_configuration_space_too() {
