@@ -30,18 +30,24 @@ fn capabilities(status: &str, set: &str) -> u64 {
     u64::from_str_radix(&field(status, set), 16).expect("hexadecimal")
 }
 
-/// (name, status) of each thread.
-fn tasks(pid: i32) -> Vec<(String, String)> {
+/// (name, status, scheduling policy) of each thread.
+fn tasks(pid: i32) -> Vec<(String, String, i32)> {
     let tasks = fs::read_dir(format!("/proc/{pid}/task")).expect("it lives");
     tasks
         .flatten()
         .map(|task| {
-            let path = task.path().display().to_string();
-            (read(&format!("{path}/comm")).trim_end().to_owned(), read(&format!("{path}/status")))
+            let read = |file| read(&format!("{}/{file}", task.path().display()));
+            (read("comm").trim_end().to_owned(), read("status"), policy(&read("stat")))
         })
         // KVM's own worker, which never runs a user's instruction.
-        .filter(|(name, _)| !name.starts_with("kvm-nx-lpage"))
+        .filter(|(name, ..)| !name.starts_with("kvm-nx-lpage"))
         .collect()
+}
+
+/// Field 41 of a `stat` file (proc_pid_stat(5)), of which the second may have spaces.
+fn policy(stat: &str) -> i32 {
+    let behind = stat.rsplit_once(')').expect("a name").1;
+    behind.split_whitespace().nth(38).expect("a policy").parse().expect("a number")
 }
 
 /// First host id of a map of exactly one range of 65536.
@@ -83,12 +89,14 @@ fn namespaces_and_ids_are_the_sandboxs_own() {
 #[test]
 fn every_thread_is_confined() {
     let _turn = shared();
-    let idle = Background::idle(&["--cpus", "2"]);
+    let idle = Background::idle(&["--cpus", "2", "--network", "bridge"]);
     let tasks = tasks(idle.vmm());
-    let mut names: Vec<&str> = tasks.iter().map(|(name, _)| name.as_str()).collect();
+    let mut names: Vec<&str> = tasks.iter().map(|(name, ..)| name.as_str()).collect();
     names.sort_unstable();
-    assert_eq!(names, ["bulkhead-vmm", "devices", "fs", "vcpu0", "vcpu1"]);
-    for (name, status) in &tasks {
+    assert_eq!(names, ["bulkhead-vmm", "devices", "fs", "net", "vcpu0", "vcpu1"]);
+    for (name, status, policy) in &tasks {
+        let usual = if name == "net" { libc::SCHED_BATCH } else { libc::SCHED_OTHER };
+        assert_eq!(*policy, usual, "{name}: the policy");
         let held = if name == "fs" { FILE_SERVER } else { 0 };
         assert_eq!(capabilities(status, "CapPrm"), held, "{name}: CapPrm");
         // The file server lays its own down while it acts for a user.
