@@ -9,7 +9,7 @@
 //!  this process
 //! ```
 //!
-//! Each is in a cgroup. All run all the time and are asked in turn. The host's CPU seconds are
+//! Each is in a cgroup below the root. All run all the time and are asked in turn. The host's CPU seconds are
 //! those of everybody: client, server, kernel, VMM.
 
 mod container;
