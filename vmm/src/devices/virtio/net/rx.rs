@@ -35,6 +35,10 @@ const LINGER: u32 = 16;
 const SMALL: usize = HEADER + ETHERNET + VLAN + 1500;
 /// More than any buffer of a driver's.
 const MAX_BUFFER: usize = u32::MAX as usize;
+/// Buffers that an event takes without a further allocation: some frames of 64 KiB in pages.
+const USUAL: usize = 64;
+/// Buffers that most frames lie in.
+const USUAL_FRAME: usize = 20;
 /// Bytes that a VLAN tag adds to a frame.
 const VLAN: usize = 4;
 /// Place of `num_buffers` in the header.
@@ -66,7 +70,6 @@ struct Buffer {
 }
 
 /// Buffers that the next frames go to, in the ring's order.
-#[derive(Default)]
 struct Room<'a> {
     buffers: Fifo<Buffer>,
     /// Of all buffers, in order.
@@ -80,13 +83,12 @@ struct Fifo<T> {
     gone: usize,
 }
 
-impl<T> Default for Fifo<T> {
-    fn default() -> Fifo<T> {
-        Fifo { all: Vec::new(), gone: 0 }
-    }
-}
-
 impl<T> Fifo<T> {
+    /// For so many at first.
+    fn with_capacity(count: usize) -> Fifo<T> {
+        Fifo { all: Vec::with_capacity(count), gone: 0 }
+    }
+
     fn now(&self) -> &[T] {
         &self.all[self.gone..]
     }
@@ -129,7 +131,7 @@ impl Rx {
         memory: &GuestMemoryMmap,
         lane: &mut Lane,
     ) -> Result<Pause, Error> {
-        let mut room = Room::default();
+        let mut room = Room::new();
         let mut view = View::new(&self.ring.queue, memory)?;
         let pause = self.fill(&mut view, &mut room, lane);
         // No frame came for these.
@@ -246,7 +248,7 @@ impl Rx {
                 // All of them go back, so that none is taken out of turn.
                 let mut batch: Vec<Used> = room.buffers.now().iter().map(|b| (b.head, 0)).collect();
                 batch.push((head, 0));
-                *room = Room::default();
+                *room = Room::new();
                 self.used.publish(queue, view, &batch)?;
                 return Ok(Found::Nonsense);
             };
@@ -261,7 +263,7 @@ impl Rx {
 
     /// Gives the buffers back that `read` bytes lie in.
     fn give(&mut self, view: &View, room: &mut Room, read: usize) -> Result<(), Error> {
-        let mut batch: SmallVec<[Used; 8]> = SmallVec::new();
+        let mut batch: SmallVec<[Used; USUAL_FRAME]> = SmallVec::new();
         let (mut left, mut slices) = (read, 0);
         for buffer in room.buffers.now() {
             let used = left.min(buffer.len);
@@ -282,6 +284,11 @@ impl Rx {
 }
 
 impl<'a> Room<'a> {
+    fn new() -> Room<'a> {
+        let (buffers, slices) = (Fifo::with_capacity(USUAL), Fifo::with_capacity(USUAL));
+        Room { buffers, slices, bytes: 0 }
+    }
+
     /// Whether a frame of `bytes` fits, or as much as ever will: all of a ring of `size`
     /// buffers, or what one system call takes.
     fn holds(&self, mergeable: bool, bytes: usize, size: u16) -> bool {

@@ -14,7 +14,7 @@ use super::HEADER;
 pub(super) const MAX_SLICES: usize = 1023;
 
 /// What most frames need lies on the stack.
-type Vectors = SmallVec<[libc::iovec; 8]>;
+type Vectors = SmallVec<[libc::iovec; 20]>;
 
 /// A tap's queue. Reads and writes are of whole frames, each behind its header.
 pub struct Tap {

@@ -95,6 +95,7 @@ impl<'a> View<'a> {
     ///
     /// # Errors
     /// When the driver broke the ring.
+    #[inline]
     pub(super) fn take(&mut self, queue: &mut Queue) -> Result<Option<u16>, Error> {
         let next = queue.next_avail();
         if self.seen.0 == next && self.waiting(queue)? == 0 {
@@ -111,6 +112,7 @@ impl<'a> View<'a> {
     ///
     /// # Errors
     /// When it is no such chain; what was added before one saw that is in `slices`.
+    #[inline]
     pub(super) fn gather(
         &self,
         head: u16,
@@ -118,10 +120,30 @@ impl<'a> View<'a> {
         most: usize,
         slices: &mut Vec<VolatileSlice<'a>>,
     ) -> Result<usize, NoBuffer> {
+        let first = descriptor(&self.table, head).ok_or(NoBuffer)?;
+        // What Linux brings for frames to lie in: 300 of these for each MiB.
+        if first.flags() == if writable { VRING_DESC_F_WRITE as u16 } else { 0 }
+            && let Some(slice) = self.slice(first.addr(), first.len() as usize)
+            && (1..=most).contains(&slice.len())
+        {
+            slices.push(slice);
+            return Ok(slice.len());
+        }
+        self.walk(first, writable, most, slices)
+    }
+
+    /// As [`gather`](Self::gather), for a chain of any form that begins with `descriptor`.
+    #[inline(never)]
+    fn walk(
+        &self,
+        mut descriptor: Descriptor,
+        writable: bool,
+        most: usize,
+        slices: &mut Vec<VolatileSlice<'a>>,
+    ) -> Result<usize, NoBuffer> {
         let (mut table, mut indirect) = (self.table, false);
-        let (mut index, mut bytes, mut buffers) = (head, 0usize, 0);
+        let (mut bytes, mut buffers) = (0usize, 0);
         loop {
-            let descriptor = descriptor(&table, index).ok_or(NoBuffer)?;
             let (flags, len) = (u32::from(descriptor.flags()), descriptor.len() as usize);
             if flags & VRING_DESC_F_INDIRECT != 0 {
                 let whole = len.is_multiple_of(size_of::<Descriptor>());
@@ -129,7 +151,8 @@ impl<'a> View<'a> {
                     return Err(NoBuffer);
                 }
                 table = self.slice(descriptor.addr(), len).ok_or(NoBuffer)?;
-                (indirect, index) = (true, 0);
+                indirect = true;
+                descriptor = self::descriptor(&table, 0).ok_or(NoBuffer)?;
                 continue;
             }
             bytes += len;
@@ -148,11 +171,12 @@ impl<'a> View<'a> {
             if flags & VRING_DESC_F_NEXT == 0 {
                 return Ok(bytes);
             }
-            index = descriptor.next();
+            descriptor = self::descriptor(&table, descriptor.next()).ok_or(NoBuffer)?;
         }
     }
 
     /// Guest memory that lies in one region.
+    #[inline]
     fn slice(&self, address: GuestAddress, len: usize) -> Option<VolatileSlice<'a>> {
         let within = |region: &'a GuestRegionMmap| {
             let offset = region.to_region_addr(address)?;
