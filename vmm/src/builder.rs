@@ -22,7 +22,7 @@ use crate::jail::{self, Filters, ThreadKind};
 use crate::kvm::{KvmError, Vm};
 use crate::machine::Machine;
 use crate::memory::Memory;
-use crate::sched;
+use crate::sched::Manners;
 use crate::vcpu::{self, ExitCounters, VcpuContext, VcpuHandle, probe, setup};
 
 mod devices;
@@ -254,11 +254,12 @@ fn event_loop(name: &str, filters: &Filters, kind: ThreadKind) -> Result<EventLo
 fn net_loop(filters: &Filters) -> Result<EventLoop, BuildError> {
     let confine = confined(filters, ThreadKind::Net);
     let prepare = move || {
-        // A hint: who may not give it has a machine that does the same.
-        let _ = sched::wake_politely();
+        // Who may not choose has a machine that does the same.
+        let manners = Manners::new().ok().flatten();
         confine();
+        manners
     };
-    EventLoop::spawn("net", prepare).map_err(|error| at("threads")(&error))
+    EventLoop::spawn_polite("net", prepare).map_err(|error| at("threads")(&error))
 }
 
 /// Puts each transport at its window, with its notifications, and PCI where the guest will

@@ -18,6 +18,7 @@ use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTime
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::ending::given_up;
+use crate::sched::Manners;
 
 /// How often one who waits for a loop looks whether it is in vain.
 const PATIENCE: Duration = Duration::from_millis(100);
@@ -139,14 +140,28 @@ impl EventLoop {
         name: &str,
         prepare: impl FnOnce() + Send + 'static,
     ) -> std::io::Result<EventLoop> {
+        EventLoop::spawn_polite(name, || {
+            prepare();
+            None
+        })
+    }
+
+    /// As `spawn`, for a thread that keeps the manners that `prepare` gives.
+    ///
+    /// # Errors
+    /// As `spawn`.
+    pub fn spawn_polite(
+        name: &str,
+        prepare: impl FnOnce() -> Option<Manners> + Send + 'static,
+    ) -> std::io::Result<EventLoop> {
         let (sender, receiver) = channel();
         let wake = EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?;
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
         epoll.add(Borrowed(wake.as_raw_fd()), EpollEvent::new(EpollFlags::EPOLLIN, WAKE))?;
         let waker = wake.try_clone()?;
         let thread = std::thread::Builder::new().name(name.into()).spawn(move || {
-            prepare();
-            Worker { epoll, receiver, wake: waker, handlers: HashMap::new() }.run();
+            let manners = prepare();
+            Worker { epoll, receiver, wake: waker, handlers: HashMap::new(), manners }.run();
         })?;
         Ok(EventLoop { sender: sender.into(), wake, next: 0.into(), thread: Some(thread) })
     }
@@ -235,6 +250,7 @@ struct Worker {
     receiver: Receiver<Message>,
     wake: EventFd,
     handlers: HashMap<u32, (Box<dyn Handler>, OnFailure)>,
+    manners: Option<Manners>,
 }
 
 impl Worker {
@@ -246,6 +262,7 @@ impl Worker {
                 Err(nix::Error::EINTR) => continue,
                 Err(error) => panic!("epoll_wait: {error}"),
             };
+            self.manners.iter_mut().for_each(Manners::woken);
             for event in &events[..count] {
                 if event.data() == WAKE {
                     let _ = self.wake.read();
