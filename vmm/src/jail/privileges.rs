@@ -29,12 +29,13 @@ pub fn become_namespace_root() -> Result<(), JailError> {
 }
 
 /// No core dumps (they would hold guest memory; a limit alone does not hold for one
-/// that is piped to a program), as many descriptors as the
+/// that is piped to a program), no realtime policies, as many descriptors as the
 /// host allows (each inode that the guest knows is one).
 pub fn limit_resources() -> Result<(), JailError> {
     let what = "cannot set resource limits";
     setrlimit(Resource::RLIMIT_CORE, 0, 0).map_err(step(what))?;
     sys::prctl(libc::PR_SET_DUMPABLE, 0).map_err(step("cannot forbid core dumps"))?;
+    setrlimit(Resource::RLIMIT_RTPRIO, 0, 0).map_err(step(what))?;
     let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).map_err(step(what))?;
     setrlimit(Resource::RLIMIT_NOFILE, hard, hard).map_err(step(what))
 }

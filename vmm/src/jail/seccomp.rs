@@ -178,7 +178,7 @@ const FS: &[i64] = &[
 ];
 
 /// Serves network interfaces: whole frames between taps and guest memory. It looks at how long it
-/// waits for a CPU, and chooses between policies that need no privilege.
+/// waits for a CPU, and chooses its policy by that.
 const NET: &[i64] = &[
     libc::SYS_epoll_ctl,
     libc::SYS_epoll_pwait,
@@ -340,6 +340,13 @@ fn program(own: &[i64], ioctls: &[u64]) -> Result<BpfProgram, JailError> {
     }
     if own.contains(&libc::SYS_socketpair) {
         rules.insert(libc::SYS_socketpair, vec![equals(0, libc::AF_UNIX as u64)?]);
+    }
+    if own.contains(&libc::SYS_sched_setscheduler) {
+        // The calling thread's own.
+        let policies = [libc::SCHED_OTHER, libc::SCHED_BATCH];
+        let policies = policies.map(|policy| pair((0, 0), (1, policy as u64)));
+        let policies = policies.into_iter().collect::<Result<_, _>>();
+        rules.insert(libc::SYS_sched_setscheduler, policies?);
     }
     if own.contains(&libc::SYS_clone) {
         rules.insert(libc::SYS_clone, vec![equals(0, THREAD as u64)?]);
@@ -513,6 +520,29 @@ mod tests {
             let status = run(kind, KVM_RUN);
             let killed = matches!(status, WaitStatus::Signaled(_, nix::sys::signal::SIGSYS, _));
             assert!(killed, "{kind:?} runs no vCPU: {status:?}");
+        }
+    }
+
+    #[test]
+    fn the_thread_of_interfaces_chooses_its_own_policy_and_no_others() {
+        let filters = Filters::compile().unwrap();
+        let run = |thread: libc::pid_t, policy| {
+            forked(|| {
+                crate::jail::sys::prctl(libc::PR_SET_NO_NEW_PRIVS, 1).unwrap();
+                let mut manners = crate::sched::Manners::new().unwrap().unwrap();
+                filters.apply(ThreadKind::Net).unwrap();
+                manners.look().unwrap();
+                crate::sched::set(thread, policy).unwrap();
+            })
+        };
+        for policy in [libc::SCHED_OTHER, libc::SCHED_BATCH] {
+            let own = run(0, policy);
+            assert!(matches!(own, WaitStatus::Exited(_, 0)), "{policy}: {own:?}");
+        }
+        for (thread, policy) in [(0, libc::SCHED_FIFO), (0, libc::SCHED_IDLE), (1, 0)] {
+            let other = run(thread, policy);
+            let killed = matches!(other, WaitStatus::Signaled(_, nix::sys::signal::SIGSYS, _));
+            assert!(killed, "{policy} of {thread}: {other:?}");
         }
     }
 
