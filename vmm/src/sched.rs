@@ -18,8 +18,8 @@ const MOST: u32 = 16;
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LAST_PAUSE: Duration = Duration::from_secs(64);
 
-/// A thread that interrupts no other of the usual policies when it is woken: it runs when a CPU is free, or when its turn
-/// comes (SCHED_BATCH in sched(7)). For one that finds more to do the later it comes, and whose
+/// A thread that interrupts no other of the usual policies when it is woken: it runs when a CPU is
+/// free, or when its turn comes (SCHED_BATCH in sched(7)). For one that finds more to do the later it comes, and whose
 /// wakers go to sleep soon. Where they do not, since they compute and no CPU is free, it would
 /// wait for the rest of a time slice each time: then it is as others for a while.
 pub struct Manners {
@@ -59,6 +59,10 @@ impl Manners {
         }
     }
 
+    /// Chooses, by what the kernel tells of the time since the last look.
+    ///
+    /// # Errors
+    /// As read(2) and sched_setscheduler(2).
     pub(crate) fn look(&mut self) -> io::Result<()> {
         let before = std::mem::replace(&mut self.spent, Spent::read(&self.statistics)?);
         match self.patience.next(self.spent.since(&before), Instant::now()) {
