@@ -340,7 +340,7 @@ impl Handler for NetHandler {
     fn queues(&self) -> Vec<(usize, SavedQueue)> {
         let mut queues = Vec::new();
         for (index, pair) in self.pairs.iter().enumerate() {
-            queues.push((2 * index, saved(&pair.rx.ring)));
+            queues.push((2 * index, pair.rx.saved()));
             queues.push((2 * index + 1, saved(&pair.tx.ring)));
         }
         queues.extend(self.control.as_ref().map(|(index, ring)| (*index, saved(ring))));

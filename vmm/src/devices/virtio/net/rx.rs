@@ -12,19 +12,24 @@
 //!
 //! Without room for the largest frame the tap is not read and frames wait there; the driver's
 //! next buffers are the next event.
+//!
+//! Buffers that were taken and that no frame came for are kept for the next event: to look
+//! for one costs as much as to be told that there is no frame.
 
-use smallvec::SmallVec;
+use std::num::Wrapping;
+
 use virtio_bindings::virtio_net as net;
 use virtio_queue::{Error, QueueT};
-use vm_memory::GuestMemoryMmap;
 use vm_memory::volatile_memory::VolatileSlice;
+use vm_memory::{GuestAddress, GuestMemoryMmap};
 
 use super::handler::{Lane, Pause};
 use super::tap::MAX_SLICES;
-use super::used::{Publisher, Used};
-use super::view::View;
+use super::used::{Publisher, Used, publish_to};
+use super::view::{Plain, View};
 use super::{ETHERNET, HEADER, MAX_FRAME};
-use crate::devices::virtio::device::ActiveQueue;
+use crate::devices::virtio::device::{ActiveQueue, SavedQueue};
+use crate::devices::virtio::serve::saved;
 
 /// Frames before others get their turn.
 const BUDGET: usize = 64;
@@ -37,8 +42,6 @@ const SMALL: usize = HEADER + ETHERNET + VLAN + 1500;
 const MAX_BUFFER: usize = u32::MAX as usize;
 /// Buffers that an event takes without a further allocation: some frames of 64 KiB in pages.
 const USUAL: usize = 64;
-/// Buffers that most frames lie in.
-const USUAL_FRAME: usize = 20;
 /// Bytes that a VLAN tag adds to a frame.
 const VLAN: usize = 4;
 /// Place of `num_buffers` in the header.
@@ -57,6 +60,8 @@ pub(super) struct Rx {
     /// Bytes of the smallest buffer so far, or of a small frame, if those are fewer. A large
     /// frame may be lost where a driver brings smaller ones than ever, and few.
     least: usize,
+    /// Buffers without a frame, in the ring's order, each in one piece.
+    kept: Vec<Buffer>,
     /// What does not fit into buffers: where frames are merged as long as the largest, and a
     /// byte that tells of one that is larger.
     spill: Box<[u8]>,
@@ -67,6 +72,8 @@ struct Buffer {
     head: u16,
     len: usize,
     slices: usize,
+    /// Where it is, if it is one descriptor's; others are not kept.
+    address: Option<GuestAddress>,
 }
 
 /// Buffers that the next frames go to, in the ring's order.
@@ -91,6 +98,12 @@ impl<T> Fifo<T> {
 
     fn now(&self) -> &[T] {
         &self.all[self.gone..]
+    }
+
+    /// All that was not taken off.
+    fn rest(mut self) -> Vec<T> {
+        self.all.drain(..self.gone);
+        self.all
     }
 
     fn drop_front(&mut self, count: usize) {
@@ -122,7 +135,14 @@ impl Rx {
         let used = Publisher::new(&ring.queue);
         let spill = vec![0; if mergeable { largest + 1 } else { 1 }].into();
         // The first frame finds out how large buffers are.
-        Rx { ring, used, mergeable, largest, large: 1, least: SMALL, spill }
+        Rx { ring, used, mergeable, largest, large: 1, least: SMALL, kept: Vec::new(), spill }
+    }
+
+    /// The queue's state, in which what is kept was not taken.
+    pub(super) fn saved(&self) -> SavedQueue {
+        let mut queue = saved(&self.ring);
+        queue.next_avail = queue.next_avail.wrapping_sub(self.kept.len() as u16);
+        queue
     }
 
     /// Fills buffers as long as there are frames and buffers.
@@ -131,13 +151,18 @@ impl Rx {
         memory: &GuestMemoryMmap,
         lane: &mut Lane,
     ) -> Result<Pause, Error> {
-        let mut room = Room::new();
         let mut view = View::new(&self.ring.queue, memory)?;
+        let kept = std::mem::take(&mut self.kept);
+        // Memory does not go away.
+        let mut room = Room::of(kept, &view).ok_or(Error::FindMemoryRegion)?;
         let pause = self.fill(&mut view, &mut room, lane);
         // No frame came for these.
-        let unused = room.buffers.now().len() as u16;
+        let mut unused = room.buffers.rest();
+        let plain = unused.iter().take_while(|buffer| buffer.address.is_some()).count();
         let queue = &mut self.ring.queue;
-        queue.set_next_avail(queue.next_avail().wrapping_sub(unused));
+        queue.set_next_avail(queue.next_avail().wrapping_sub((unused.len() - plain) as u16));
+        unused.truncate(plain);
+        self.kept = unused;
         pause
     }
 
@@ -156,11 +181,14 @@ impl Rx {
             if let Some(wait) = lane.throttled() {
                 return Ok(Pause::Throttled(wait));
             }
-            // Room for the largest frame is dearer than this question.
-            if frames > 0 && self.large > 0 && !lane.tap.has_frame() {
+            let enough = self.enough(view, room)?;
+            // The driver's word of more buffers is dearer than this question.
+            if frames > 0 && self.large > 0 && !enough && !lane.tap.has_frame() {
                 return Ok(Pause::Idle);
             }
-            let wanted = self.wanted(view, room)?;
+            // Of the largest frame, one byte more tells of a larger one.
+            let few = self.large == 0 && enough;
+            let wanted = if few { SMALL.min(self.largest + 1) } else { self.largest + 1 };
             match self.find(view, room, wanted)? {
                 Found::Room => {}
                 Found::TooFew => return Ok(Pause::Idle),
@@ -169,7 +197,7 @@ impl Rx {
                     continue;
                 }
             }
-            let (slices, inside) = room.place(self.mergeable);
+            let (slices, inside) = room.place(self.mergeable, wanted);
             let beyond = self.spill.len().saturating_sub(if self.mergeable { inside } else { 0 });
             match lane.tap.read(slices, &mut self.spill[..beyond]) {
                 Ok(0) | Err(nix::Error::EAGAIN) => return Ok(Pause::Idle),
@@ -194,12 +222,10 @@ impl Rx {
         Ok(Pause::Again)
     }
 
-    /// Bytes for which there is to be room: those of the largest frame, and one more that
-    /// tells of a larger one, or fewer, where what is beyond would fit all the same.
-    fn wanted(&self, view: &mut View, room: &Room) -> Result<usize, Error> {
-        let enough = self.largest.div_ceil(self.least).saturating_sub(room.buffers.now().len());
-        let few = self.large == 0 && view.has(&self.ring.queue, enough)?;
-        Ok(if few { SMALL.min(self.largest + 1) } else { self.largest + 1 })
+    /// Whether the driver has brought buffers for the largest frame.
+    fn enough(&self, view: &mut View, room: &Room) -> Result<bool, Error> {
+        let buffers = self.largest.div_ceil(self.least).saturating_sub(room.buffers.now().len());
+        view.has(&self.ring.queue, buffers)
     }
 
     /// Moves what of a frame of `read` bytes does not lie in the first `inside` bytes of
@@ -232,7 +258,22 @@ impl Rx {
     ) -> Result<Found, Error> {
         let queue = &mut self.ring.queue;
         let mut promised = false;
-        while !room.holds(self.mergeable, bytes, queue.size()) {
+        loop {
+            let most = room.lacks(self.mergeable, queue.size());
+            for _ in 0..most {
+                if self.mergeable && room.bytes >= bytes {
+                    break;
+                }
+                let Some(plain) = view.take_plain(queue, HEADER) else { break };
+                let len = plain.slice.len();
+                room.push(plain);
+                if len < self.least {
+                    self.least = least(len, 1, self.largest);
+                }
+            }
+            if room.holds(self.mergeable, bytes, queue.size()) {
+                return Ok(Found::Room);
+            }
             let Some(head) = view.take(queue)? else {
                 if promised {
                     return Err(Error::InvalidAvailRingIndex);
@@ -253,21 +294,21 @@ impl Rx {
                 return Ok(Found::Nonsense);
             };
             if len < self.least || slices > 1 {
-                // In so many pieces, the largest frame would need more than one call.
-                let pieces = slices * self.largest.div_ceil(len) > MAX_SLICES;
-                self.least = self.least.min(if pieces { 1 } else { len });
+                self.least = self.least.min(least(len, slices, self.largest));
             }
         }
-        Ok(Found::Room)
     }
 
     /// Gives the buffers back that `read` bytes lie in.
     fn give(&mut self, view: &View, room: &mut Room, read: usize) -> Result<(), Error> {
-        let mut batch: SmallVec<[Used; USUAL_FRAME]> = SmallVec::new();
-        let (mut left, mut slices) = (read, 0);
+        let queue = &mut self.ring.queue;
+        let mut next = Wrapping(queue.next_used());
+        let (mut left, mut count, mut slices) = (read, 0, 0);
         for buffer in room.buffers.now() {
             let used = left.min(buffer.len);
-            batch.push((buffer.head, used as u32));
+            view.put(next, buffer.head, used as u32)?;
+            next += 1;
+            count += 1;
             slices += buffer.slices;
             room.bytes -= buffer.len;
             left -= used;
@@ -276,10 +317,10 @@ impl Rx {
             }
         }
         // The kernel leaves these two bytes of the header alone.
-        write_at(room.slices.now(), NUM_BUFFERS, &(batch.len() as u16).to_le_bytes());
-        room.buffers.drop_front(batch.len());
+        write_at(room.slices.now(), NUM_BUFFERS, &(count as u16).to_le_bytes());
+        room.buffers.drop_front(count);
         room.slices.drop_front(slices);
-        self.used.publish(&mut self.ring.queue, view, &batch)
+        publish_to(queue, view, next)
     }
 }
 
@@ -289,23 +330,42 @@ impl<'a> Room<'a> {
         Room { buffers, slices, bytes: 0 }
     }
 
-    /// Whether a frame of `bytes` fits, or as much as ever will: all of a ring of `size`
-    /// buffers, or what one system call takes.
-    fn holds(&self, mergeable: bool, bytes: usize, size: u16) -> bool {
-        if !mergeable {
-            return !self.buffers.now().is_empty();
+    /// Of buffers that were kept. None when one is not in memory.
+    fn of(kept: Vec<Buffer>, view: &View<'a>) -> Option<Room<'a>> {
+        let mut slices = Vec::with_capacity(USUAL.max(kept.len()));
+        let mut bytes = 0;
+        for buffer in &kept {
+            slices.push(view.slice(buffer.address?, buffer.len)?);
+            bytes += buffer.len;
         }
-        self.bytes >= bytes
-            || self.buffers.now().len() >= usize::from(size)
-            || self.slices.now().len() >= MAX_SLICES
+        let (buffers, slices) = (Fifo { all: kept, gone: 0 }, Fifo { all: slices, gone: 0 });
+        Some(Room { buffers, slices, bytes })
     }
 
-    /// What the next frame is read into, and how many bytes that is. Without merging, all but
-    /// the first buffer are for other frames.
-    fn place(&self, mergeable: bool) -> (&[VolatileSlice<'a>], usize) {
+    /// Whether a frame of `bytes` fits, or as much as ever will.
+    fn holds(&self, mergeable: bool, bytes: usize, size: u16) -> bool {
+        mergeable && self.bytes >= bytes || self.lacks(mergeable, size) == 0
+    }
+
+    /// How many buffers may be added, if each is one piece: there are no more than `size` in the
+    /// ring, and a system call has its bound as well.
+    fn lacks(&self, mergeable: bool, size: u16) -> usize {
+        let buffers = self.buffers.now().len();
+        if !mergeable {
+            return 1usize.saturating_sub(buffers);
+        }
+        let slices = MAX_SLICES.saturating_sub(self.slices.now().len());
+        usize::from(size).saturating_sub(buffers).min(slices)
+    }
+
+    /// What the next frame is read into, of which `wanted` bytes are, and how many there are.
+    /// Without merging, all but the first buffer are for other frames.
+    fn place(&self, mergeable: bool, wanted: usize) -> (&[VolatileSlice<'a>], usize) {
         let slices = self.slices.now();
         match self.buffers.now().first() {
-            Some(first) if !mergeable => (&slices[..first.slices], first.len),
+            Some(first) if !mergeable || first.len >= wanted => {
+                (&slices[..first.slices], first.len)
+            }
             _ if slices.len() <= MAX_SLICES => (slices, self.bytes),
             _ => {
                 let slices = &slices[..MAX_SLICES];
@@ -322,10 +382,25 @@ impl<'a> Room<'a> {
         // The caller gives all back where it is none.
         let len = view.gather(head, true, MAX_BUFFER, slices).ok().filter(|len| *len >= HEADER)?;
         let slices = slices.len() - before;
-        self.buffers.all.push(Buffer { head, len, slices });
+        self.buffers.all.push(Buffer { head, len, slices, address: None });
         self.bytes += len;
         Some((len, slices))
     }
+
+    /// Adds such a buffer.
+    #[inline]
+    fn push(&mut self, Plain { head, address, slice }: Plain<'a>) {
+        let len = slice.len();
+        self.slices.all.push(slice);
+        self.buffers.all.push(Buffer { head, len, slices: 1, address: Some(address) });
+        self.bytes += len;
+    }
+}
+
+/// What is to be counted on for each buffer, since there is one of `len` bytes in `slices`.
+fn least(len: usize, slices: usize, largest: usize) -> usize {
+    // In so many pieces, the largest frame would need more than one call.
+    if slices * largest.div_ceil(len) > MAX_SLICES { 1 } else { len }
 }
 
 /// Writes to what `slices` are together, from `offset` on.

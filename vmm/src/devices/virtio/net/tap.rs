@@ -93,15 +93,18 @@ impl Tap {
     #[allow(unsafe_code)]
     pub(super) fn read(&self, slices: &[VolatileSlice], beyond: &mut [u8]) -> nix::Result<usize> {
         let mut vectors = Vectors::new();
-        for vector in slices.iter().map(vector) {
-            // Linux cuts buffers from one piece of memory after another: what is one piece costs
-            // the kernel less as one.
-            match vectors.last_mut() {
-                Some(last) if last.iov_base as usize + last.iov_len == vector.iov_base as usize => {
-                    last.iov_len += vector.iov_len;
+        let mut slices = slices.iter().map(vector);
+        if let Some(mut piece) = slices.next() {
+            for vector in slices {
+                // Linux cuts buffers from one piece of memory after another: what is one piece
+                // costs the kernel less as one.
+                if piece.iov_base as usize + piece.iov_len == vector.iov_base as usize {
+                    piece.iov_len += vector.iov_len;
+                } else {
+                    vectors.push(std::mem::replace(&mut piece, vector));
                 }
-                _ => vectors.push(vector),
             }
+            vectors.push(piece);
         }
         if !beyond.is_empty() {
             vectors

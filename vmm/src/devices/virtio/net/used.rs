@@ -45,8 +45,7 @@ impl Publisher {
             view.put(next, head, len)?;
             next += 1;
         }
-        queue.set_next_used(next.0);
-        view.publish(next)
+        publish_to(queue, view, next)
     }
 
     /// How many buffers were published since the driver was last told, or asked.
@@ -76,6 +75,15 @@ impl Publisher {
         }
         Ok(u16::from_le(read(0)?) & VRING_AVAIL_F_NO_INTERRUPT as u16 == 0)
     }
+}
+
+/// Tells the driver that the used ring goes up to `next`, all at once.
+///
+/// # Errors
+/// As [`View::publish`].
+pub(super) fn publish_to(queue: &mut Queue, view: &View, next: Wrapping<u16>) -> Result<(), Error> {
+    queue.set_next_used(next.0);
+    view.publish(next)
 }
 
 #[cfg(test)]

@@ -33,9 +33,17 @@ pub(super) struct View<'a> {
     table: VolatileSlice<'a>,
     available: VolatileSlice<'a>,
     used: VolatileSlice<'a>,
+    /// A power of two (section 2.7), by virtio-queue.
     size: u16,
     /// The driver's index when it was last read.
     seen: Wrapping<u16>,
+}
+
+/// A chain of one descriptor, whose buffer lies in one piece of memory.
+pub(super) struct Plain<'a> {
+    pub(super) head: u16,
+    pub(super) address: GuestAddress,
+    pub(super) slice: VolatileSlice<'a>,
 }
 
 /// A chain is none: it has buffers of the other direction, too many or too large ones, or
@@ -101,10 +109,42 @@ impl<'a> View<'a> {
         if self.seen.0 == next && self.waiting(queue)? == 0 {
             return Ok(None);
         }
-        let entry = ENTRIES + usize::from(next % self.size) * size_of::<u16>();
-        let head = self.available.load(entry, Ordering::Relaxed).map_err(volatile)?;
+        let head = self.head(next)?;
         queue.set_next_avail(next.wrapping_add(1));
-        Ok(Some(u16::from_le(head)))
+        Ok(Some(head))
+    }
+
+    /// Takes the next chain of those that were seen, if it is a buffer to write at least `least`
+    /// bytes to, in one piece: what Linux brings for frames to lie in, some 270 for each MiB.
+    /// None of any other, which [`take`](Self::take) gives.
+    #[inline]
+    pub(super) fn take_plain(&mut self, queue: &mut Queue, least: usize) -> Option<Plain<'a>> {
+        let next = queue.next_avail();
+        if self.seen.0 == next {
+            return None;
+        }
+        let head = self.head(next).ok()?;
+        let descriptor = descriptor(&self.table, head)?;
+        let (address, len) = (descriptor.addr(), descriptor.len() as usize);
+        if descriptor.flags() != VRING_DESC_F_WRITE as u16 || len < least {
+            return None;
+        }
+        let slice = self.slice(address, len)?;
+        queue.set_next_avail(next.wrapping_add(1));
+        Some(Plain { head, address, slice })
+    }
+
+    /// The head of the chain that the driver made available as number `count`.
+    #[inline]
+    fn head(&self, count: u16) -> Result<u16, Error> {
+        let place = ENTRIES + self.entry(count) * size_of::<u16>();
+        self.available.get_ref::<u16>(place).map(|head| u16::from_le(head.load())).map_err(volatile)
+    }
+
+    /// The entry of a ring for number `count`.
+    #[inline]
+    fn entry(&self, count: u16) -> usize {
+        usize::from(count & (self.size - 1))
     }
 
     /// Adds what the buffers of the chain at `head` are in memory to `slices`, in order; gives
@@ -121,7 +161,6 @@ impl<'a> View<'a> {
         slices: &mut Vec<VolatileSlice<'a>>,
     ) -> Result<usize, NoBuffer> {
         let first = descriptor(&self.table, head).ok_or(NoBuffer)?;
-        // What Linux brings for frames to lie in: 300 of these for each MiB.
         if first.flags() == if writable { VRING_DESC_F_WRITE as u16 } else { 0 }
             && let Some(slice) = self.slice(first.addr(), first.len() as usize)
             && (1..=most).contains(&slice.len())
@@ -176,17 +215,19 @@ impl<'a> View<'a> {
     }
 
     /// Guest memory that lies in one region.
-    #[inline]
-    fn slice(&self, address: GuestAddress, len: usize) -> Option<VolatileSlice<'a>> {
-        let within = |region: &'a GuestRegionMmap| {
-            let offset = region.to_region_addr(address)?;
-            region.get_slice(offset, len).ok()
-        };
-        self.region.get().and_then(within).or_else(|| {
-            let region = self.memory.find_region(address)?;
-            self.region.set(Some(region));
-            within(region)
-        })
+    #[inline(always)]
+    pub(super) fn slice(&self, address: GuestAddress, len: usize) -> Option<VolatileSlice<'a>> {
+        match self.region.get().and_then(|region| within(region, address, len)) {
+            Some(slice) => Some(slice),
+            None => self.slice_elsewhere(address, len),
+        }
+    }
+
+    #[cold]
+    fn slice_elsewhere(&self, address: GuestAddress, len: usize) -> Option<VolatileSlice<'a>> {
+        let region = self.memory.find_region(address)?;
+        self.region.set(Some(region));
+        within(region, address, len)
     }
 
     /// Writes an entry of the used ring; the driver sees it with the next
@@ -194,12 +235,13 @@ impl<'a> View<'a> {
     ///
     /// # Errors
     /// When `head` is none.
+    #[inline]
     pub(super) fn put(&self, place: Wrapping<u16>, head: u16, len: u32) -> Result<(), Error> {
         if head >= self.size {
             return Err(Error::InvalidDescriptorIndex);
         }
-        let entry = ENTRIES + usize::from(place.0 % self.size) * size_of::<Element>();
         let element = Element { id: u32::from(head).to_le(), len: len.to_le() };
+        let entry = ENTRIES + self.entry(place.0) * size_of::<Element>();
         self.used.get_ref(entry).map_err(volatile)?.store(element);
         Ok(())
     }
@@ -224,6 +266,15 @@ struct Element {
 #[allow(unsafe_code)]
 // SAFETY: two numbers without padding.
 unsafe impl ByteValued for Element {}
+
+#[inline(always)]
+fn within(
+    region: &GuestRegionMmap,
+    address: GuestAddress,
+    len: usize,
+) -> Option<VolatileSlice<'_>> {
+    region.get_slice(region.to_region_addr(address)?, len).ok()
+}
 
 fn descriptor(table: &VolatileSlice, index: u16) -> Option<Descriptor> {
     let place = usize::from(index) * size_of::<Descriptor>();

@@ -161,3 +161,31 @@ fn without_merging_a_frame_has_one_buffer() {
     assert_eq!(wire.used(RX), [1526, 72]);
     assert_eq!(wire.counters().to_guest.malformed, 1);
 }
+
+/// Those of one descriptor stay in hand from one event to the next; others go back to the ring.
+#[test]
+fn buffers_stay_in_order_where_some_are_in_pieces() {
+    let mut wire = wire(|_| ());
+    let place = |index: usize| HIGH + index as u64 * BUFFER;
+    for index in 0..120 {
+        let pieces = if index % 5 == 3 { 2 } else { 1 };
+        let len = BUFFER / pieces;
+        let piece = |piece| (place(index) + piece * len, len as u32, WRITE);
+        let chain: Vec<_> = (0..pieces).map(piece).collect();
+        wire.bench.rings[RX].chain(&chain);
+    }
+    let mut taken = 0;
+    // The first and the third event take many buffers, of which some are left.
+    for len in [60, 61, MAX_FRAME, 62, 63, 3000, 64] {
+        let mut packet = packet(len);
+        wire.arrive(&packet);
+        let buffers = packet.len().div_ceil(BUFFER as usize);
+        assert_eq!(wire.bench.rings[RX].used(taken as u16).len(), buffers, "of {len} bytes");
+        packet[10..12].copy_from_slice(&(buffers as u16).to_le_bytes());
+        assert!(wire.bench.bytes(place(taken), packet.len()) == packet, "a frame of {len} bytes");
+        taken += buffers;
+        let queue = wire.bench.handler().queues()[RX].1;
+        assert_eq!((queue.next_avail, queue.next_used), (taken as u16, taken as u16));
+    }
+    assert_eq!(wire.counters().to_guest.malformed, 0);
+}
