@@ -235,11 +235,20 @@ impl Bench {
     /// Lets a hostile driver, driven by `data`, use the queue `index` behind
     /// ring `slot`. Panics when an invariant of every device is broken.
     pub fn hostile(&mut self, slot: usize, index: u64, data: &[u8]) {
-        self.hostile_with(slot, index, data, &[]);
+        self.hostile_with(slot, index, data, &[], || ());
     }
 
-    /// As `hostile`, with `first` at the start of the buffers.
-    pub fn hostile_with(&mut self, slot: usize, index: u64, data: &[u8], first: &[u8]) {
+    /// As `hostile`, with `first` at the start of the buffers, and with what is done before
+    /// each round: in each, the driver writes other descriptors over those of the last.
+    pub fn hostile_with(
+        &mut self,
+        slot: usize,
+        index: u64,
+        data: &[u8],
+        first: &[u8],
+        mut before: impl FnMut(),
+    ) {
+        const ROUNDS: usize = 3;
         let (words, rest) = data.as_chunks::<8>();
         let mut buffers = data[..data.len().min(0x1000)].to_vec();
         for header in buffers.chunks_exact_mut(16) {
@@ -251,18 +260,19 @@ impl Bench {
         self.put(BUFFERS, &buffers);
         self.put(BUFFERS, first);
         self.put(BUFFERS + 0x1000, rest);
-        let ring = &self.rings[slot];
         let mut offered = 0;
-        for (position, word) in words.iter().enumerate().take(usize::from(ring.size)) {
-            let (addr, len, flags, next) = hostile_descriptor(word, ring);
-            ring.describe(position as u16, addr, len, flags, next);
-            if word[7] & 0x80 != 0 || position == 0 {
-                ring.offer(if word[7] == 0xff { 0xfff0 } else { position as u16 });
-                offered += 1;
+        for words in words.chunks(words.len().div_ceil(ROUNDS).max(1)) {
+            let ring = &self.rings[slot];
+            for (position, word) in words.iter().enumerate().take(usize::from(ring.size)) {
+                let (addr, len, flags, next) = hostile_descriptor(word, ring);
+                ring.describe(position as u16, addr, len, flags, next);
+                if word[7] & 0x80 != 0 || position == 0 {
+                    ring.offer(if word[7] == 0xff { 0xfff0 } else { position as u16 });
+                    offered += 1;
+                }
             }
-        }
-        for _ in 0..8 {
-            if self.kick(index).is_err() {
+            before();
+            if (0..4).any(|_| self.kick(index).is_err()) {
                 break;
             }
         }

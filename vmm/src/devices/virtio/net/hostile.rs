@@ -49,15 +49,16 @@ pub(super) fn sent(end: &OwnedFd) -> Option<Vec<u8>> {
 pub fn hostile_net(data: &[u8]) {
     let (mut device, ends) = interface(2, |net| net.guard = Some(guard()));
     let mut bench = Bench::new(&mut device, memory(), &[0, 1, 2, 3, 4]);
-    for size in [0, 11, 12, 60, 1514 + HEADER, 9000] {
-        let _ = send(ends[0].as_raw_fd(), &vec![7; size], MsgFlags::MSG_DONTWAIT);
-    }
     let queue = [0, 1, 4][usize::from(data.first().copied().unwrap_or(0) % 3)];
     // What a frame that may pass begins with, where the buffers begin: some do.
     let mut frame = vec![0; HEADER + 12];
     frame[HEADER + 6..].copy_from_slice(&MAC);
     frame.extend([8, 0, 0x45, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 10, 0, 0, 2]);
-    bench.hostile_with(queue, queue as u64, data, &frame);
+    bench.hostile_with(queue, queue as u64, data, &frame, || {
+        for size in [0, 11, 12, 60, 1514 + HEADER, 9000] {
+            let _ = send(ends[0].as_raw_fd(), &vec![7; size], MsgFlags::MSG_DONTWAIT);
+        }
+    });
     while let Some(frame) = sent(&ends[0]) {
         let (header, frame) = frame.split_at(HEADER);
         assert!(frame.len() >= ETHERNET && frame.len() <= MAX_FRAME);

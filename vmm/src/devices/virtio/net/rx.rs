@@ -5,7 +5,7 @@
 //! and in the kernel, while most frames are small. So there are two ways:
 //!
 //! - after a large frame, the next ones are read into as many buffers as the largest may
-//!   need, and buffers that a frame did not need are not taken;
+//!   need, and buffers that a frame did not need are for the next;
 //! - else a frame is read into as few as one of Ethernet's needs, and, behind them, into
 //!   memory of ours. What lies there of a frame that is larger is copied into further buffers,
 //!   once: the frames after it are read the first way.
@@ -42,6 +42,8 @@ const SMALL: usize = HEADER + ETHERNET + VLAN + 1500;
 const MAX_BUFFER: usize = u32::MAX as usize;
 /// Buffers that an event takes without a further allocation: some frames of 64 KiB in pages.
 const USUAL: usize = 64;
+/// More than an event's frames need as long as others are served as well.
+const MUCH: usize = 8 * USUAL;
 /// Bytes that a VLAN tag adds to a frame.
 const VLAN: usize = 4;
 /// Place of `num_buffers` in the header.
@@ -162,6 +164,9 @@ impl Rx {
         let queue = &mut self.ring.queue;
         queue.set_next_avail(queue.next_avail().wrapping_sub((unused.len() - plain) as u16));
         unused.truncate(plain);
+        if unused.capacity() > MUCH {
+            unused.shrink_to(USUAL);
+        }
         self.kept = unused;
         pause
     }
@@ -264,7 +269,8 @@ impl Rx {
                 if self.mergeable && room.bytes >= bytes {
                     break;
                 }
-                let Some(plain) = view.take_plain(queue, HEADER) else { break };
+                let Some(plain) = view.take_plain(queue, HEADER)? else { break };
+                promised = false;
                 let len = plain.slice.len();
                 room.push(plain);
                 if len < self.least {
@@ -361,17 +367,19 @@ impl<'a> Room<'a> {
     /// What the next frame is read into, of which `wanted` bytes are, and how many there are.
     /// Without merging, all but the first buffer are for other frames.
     fn place(&self, mergeable: bool, wanted: usize) -> (&[VolatileSlice<'a>], usize) {
-        let slices = self.slices.now();
-        match self.buffers.now().first() {
-            Some(first) if !mergeable || first.len >= wanted => {
-                (&slices[..first.slices], first.len)
-            }
-            _ if slices.len() <= MAX_SLICES => (slices, self.bytes),
-            _ => {
-                let slices = &slices[..MAX_SLICES];
-                (slices, slices.iter().map(VolatileSlice::len).sum())
+        let (mut slices, mut bytes) = (0, 0);
+        for buffer in self.buffers.now() {
+            slices += buffer.slices;
+            bytes += buffer.len;
+            if !mergeable || bytes >= wanted {
+                break;
             }
         }
+        if slices <= MAX_SLICES {
+            return (&self.slices.now()[..slices], bytes);
+        }
+        let slices = &self.slices.now()[..MAX_SLICES];
+        (slices, slices.iter().map(VolatileSlice::len).sum())
     }
 
     /// Adds a chain, and gives its bytes and slices. None when it is no buffer: too short for

@@ -114,24 +114,31 @@ impl<'a> View<'a> {
         Ok(Some(head))
     }
 
-    /// Takes the next chain of those that were seen, if it is a buffer to write at least `least`
-    /// bytes to, in one piece: what Linux brings for frames to lie in, some 270 for each MiB.
-    /// None of any other, which [`take`](Self::take) gives.
+    /// Takes the next chain, if it is a buffer to write at least `least` bytes to, in one piece:
+    /// what Linux brings for frames to lie in, some 270 for each MiB. None of any other, which
+    /// [`take`](Self::take) gives.
+    ///
+    /// # Errors
+    /// As [`take`](Self::take).
     #[inline]
-    pub(super) fn take_plain(&mut self, queue: &mut Queue, least: usize) -> Option<Plain<'a>> {
+    pub(super) fn take_plain(
+        &mut self,
+        queue: &mut Queue,
+        least: usize,
+    ) -> Result<Option<Plain<'a>>, Error> {
         let next = queue.next_avail();
-        if self.seen.0 == next {
-            return None;
+        if self.seen.0 == next && self.waiting(queue)? == 0 {
+            return Ok(None);
         }
-        let head = self.head(next).ok()?;
-        let descriptor = descriptor(&self.table, head)?;
+        let head = self.head(next)?;
+        let Some(descriptor) = descriptor(&self.table, head) else { return Ok(None) };
         let (address, len) = (descriptor.addr(), descriptor.len() as usize);
         if descriptor.flags() != VRING_DESC_F_WRITE as u16 || len < least {
-            return None;
+            return Ok(None);
         }
-        let slice = self.slice(address, len)?;
+        let Some(slice) = self.slice(address, len) else { return Ok(None) };
         queue.set_next_avail(next.wrapping_add(1));
-        Some(Plain { head, address, slice })
+        Ok(Some(Plain { head, address, slice }))
     }
 
     /// The head of the chain that the driver made available as number `count`.
