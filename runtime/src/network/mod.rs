@@ -44,8 +44,7 @@ pub(crate) use watch::{Asks, Watch};
 /// What names of our taps begin with; the interface's number follows.
 const TAP: &str = "bhtap";
 
-/// Interfaces that may come while the machine runs, beside those of the start. Each that
-/// never comes costs the boot a look at an empty window.
+/// Interfaces that may come while the machine runs, beside those of the start.
 pub(crate) const LATER: usize = 3;
 
 /// Why a machine does not get its network.
