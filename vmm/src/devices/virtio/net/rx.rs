@@ -428,3 +428,29 @@ fn write_at(slices: &[VolatileSlice], offset: usize, mut bytes: &[u8]) {
         skip = 0;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_frame_is_read_into_no_more_than_it_needs() {
+        let mut memory = vec![0; 3000];
+        let mut room = Room::new();
+        for (head, piece) in (0..).zip(memory.chunks_mut(300)) {
+            let address = GuestAddress(u64::from(head) * 300);
+            room.push(Plain { head, address, slice: VolatileSlice::from(piece) });
+        }
+        let placed = |mergeable, wanted| {
+            let (slices, bytes) = room.place(mergeable, wanted);
+            (slices.len(), bytes)
+        };
+        assert_eq!(placed(true, 1), (1, 300));
+        assert_eq!(placed(true, 300), (1, 300));
+        assert_eq!(placed(true, 301), (2, 600));
+        assert_eq!(placed(true, 1530), (6, 1800));
+        // All that there is.
+        assert_eq!(placed(true, 3001), (10, 3000));
+        assert_eq!(placed(false, 1530), (1, 300));
+    }
+}
